@@ -1,0 +1,47 @@
+# `make demo` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.installed
+RUN := runs/demo
+DATA := runs/demo-data
+
+.PHONY: demo test test-full check setup clean
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+test: check
+	$(BIN)/pytest
+
+test-full: check
+	$(BIN)/pytest -m ''
+
+check: $(SETUP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs
+
+# The main job on embedded data: shards, pretraining, probes, exports, pictures.
+demo: $(SETUP)
+	$(BIN)/python scripts/make_digits.py out=$(DATA)
+	$(BIN)/python -m pretrain +experiment=mae_digits trainer=cpu name=demo \
+	    'data.train=$(DATA)/train-*.tar' 'data.val=$(DATA)/val-*.tar' output_dir=$(RUN)
+	$(BIN)/python scripts/knn.py checkpoint=$(RUN) \
+	    'train=$(DATA)/train-*.tar' 'val=$(DATA)/val-*.tar' out=$(RUN)/probe/knn.json
+	$(BIN)/python scripts/linear_probe.py checkpoint=$(RUN) \
+	    'train=$(DATA)/train-*.tar' 'val=$(DATA)/val-*.tar' out=$(RUN)/probe/linear.json
+	$(BIN)/python scripts/export.py checkpoint=$(RUN) format=timm out=$(RUN)/export/timm
+	$(BIN)/python scripts/export.py checkpoint=$(RUN) format=hf out=$(RUN)/export/hf
+	@echo
+	@echo "reconstruction  $$(ls $(RUN)/pictures/reconstruction_*.png | tail -1)"
+	@echo "loss curve      $(RUN)/pictures/loss.png"
+	@echo "probes          $(RUN)/probe/knn.json $(RUN)/probe/linear.json"
+	@echo "exports         $(RUN)/export/timm $(RUN)/export/hf"
