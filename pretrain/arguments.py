@@ -1,0 +1,156 @@
+"""What people type after a command: `key=value` words, for scripts and for Hydra.
+
+Hydra's grammar refuses `{`, `[` and a second `=` inside a word and takes `a,b` for a sweep. Shard patterns and
+paths need them, so they are put in quotes here before Hydra sees them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_type_hints
+
+from pretrain.config import describe, matches, suggest
+from pretrain.records import UserError
+
+_PATHS = ("data.train", "data.val", "data.index_dir", "output_dir")
+
+T = TypeVar("T")
+
+
+def quote(arguments: Sequence[str]) -> list[str]:
+    """Puts shard lists and paths in quotes. Doing it twice changes nothing."""
+    return [_quote_argument(argument) for argument in arguments]
+
+
+def _quote_argument(argument: str) -> str:
+    match = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, _PATHS))})=)(.+)", argument, flags=re.DOTALL)
+    if match is None or match[2] == "null":
+        return argument
+    key, value = match.groups()
+    if value.startswith("[") and value.endswith("]"):
+        return f"{key}[{','.join(_quote_value(item) for item in split_list(value[1:-1]))}]"
+    return argument if len(split_list(value)) > 1 else key + _quote_value(value)
+
+
+def _quote_value(value: str) -> str:
+    value = value.strip()
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def split_list(text: str) -> list[str]:
+    """Splits at commas that stand outside braces, brackets and quotes."""
+    items, depth, inside, start = [], 0, "", 0
+    for position, sign in enumerate(text):
+        if inside:
+            inside = "" if sign == inside else inside
+        elif sign in "'\"":
+            inside = sign
+        elif sign in "{[(":
+            depth += 1
+        elif sign in "}])":
+            depth -= 1
+        elif sign == "," and depth <= 0:
+            items.append(text[start:position])
+            start = position + 1
+    return [*items, text[start:]]
+
+
+def parse(schema: type[T], arguments: Sequence[str]) -> T:
+    """`key=value` words as a dataclass whose fields are the keys; those without a default are required.
+
+    Raises:
+        UserError: with all mistakes at once.
+    """
+    values, lines = _read(schema, arguments)
+    if lines:
+        raise UserError("\n".join(lines))
+    return schema(**values)
+
+
+def _split_words(schema: type[Any], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the words that a script declares, the others, which are overrides of a configuration)."""
+    known = {field.name for field in fields(schema)}
+    mine = [word for word in arguments if word.partition("=")[0] in known]
+    return mine, [word for word in arguments if word not in mine]
+
+
+def _read(schema: type[Any], arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    hints, known = get_type_hints(schema), [field.name for field in fields(schema)]
+    values: dict[str, Any] = {}
+    lines = []
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not equals:
+            lines.append(f"`{argument}` is not understood: write key=value")
+        elif name not in known:
+            lines.append(f"{argument}: there is no such key{suggest(name, known)}")
+        elif name in values:
+            lines.append(f"{name} is given more than once (a shell expands unquoted braces into several): give it once")
+        else:
+            values[name] = _value(text, hints[name])
+            if not matches(values[name], hints[name]):
+                lines.append(f"{argument}: must be {describe(hints[name])}")
+    required = [field.name for field in fields(schema) if field.default is MISSING and field.default_factory is MISSING]
+    lines += [f"{name}=… is missing" for name in required if name not in values]
+    return values, lines
+
+
+def _value(text: str, hint: Any) -> Any:
+    """The reading of a word that a type hint admits, or else the text itself."""
+    readings: list[Any] = [{"null": None, "true": True, "false": False}.get(text, text)]
+    if text.startswith("[") and text.endswith("]"):
+        readings.append([item.strip().strip("'\"") for item in split_list(text[1:-1])])
+    for number in (int, float):
+        try:
+            readings.append(number(text))
+        except ValueError:
+            continue
+    strings = [reading for reading in readings if isinstance(reading, str)]
+    others = [reading for reading in readings if not isinstance(reading, str)]
+    return next((reading for reading in [*others, *strings] if matches(reading, hint)), text)
+
+
+def _listing(schema: type[Any]) -> str:
+    hints = get_type_hints(schema)
+    rows = []
+    for field in fields(schema):
+        default = "required" if field.default is MISSING else f"default {field.default}"
+        rows.append(
+            f"  {field.name}=…  {describe(hints[field.name])} ({default})  {field.metadata.get('help', '')}".rstrip()
+        )
+    return "\n".join(rows)
+
+
+def script(schema: type[T], usage: str, main: Callable[[T], None]) -> None:
+    """Runs a script's `main` with its words; a user's mistake ends it with a sentence instead of a traceback."""
+    script_with_overrides(schema, usage, lambda arguments, overrides: main(arguments), take_overrides=False)
+
+
+def script_with_overrides(
+    schema: type[T], usage: str, main: Callable[[T, list[str]], None], take_overrides: bool = True
+) -> None:
+    """Likewise, for a `main` that is also given the words that it does not declare: overrides of a configuration.
+
+    Args:
+        schema: a dataclass whose fields are the script's own words.
+        usage: what it does, with an example; shown for `--help`, or when nothing was typed.
+        main: what it does.
+        take_overrides: whether there may be other words than its own.
+    """
+    typed = sys.argv[1:]
+    if not typed or any(word in ("-h", "--help") for word in typed):
+        print(f"{usage.strip()}\n\nArguments:\n{_listing(schema)}")
+        sys.exit(0 if typed else 2)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    mine, others = _split_words(schema, typed) if take_overrides else (typed, [])
+    try:
+        main(parse(schema, mine), quote(others))
+    except UserError as mistake:
+        sys.exit(str(mistake))

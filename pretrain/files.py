@@ -1,0 +1,45 @@
+"""Files and folders that are whole or absent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file under another name beside its place, flushes it to disk and renames it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fills a new folder beside `target` and puts it in its place, atomically where the system can swap two names."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        fill(partial)
+        if not target.exists():
+            os.rename(partial, target)
+        elif not _exchange(partial, target):
+            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            os.rename(target, old)
+            os.rename(partial, target)
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # after an exchange, the folder that was there before
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one system call; False where there is none."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0

@@ -1,0 +1,115 @@
+"""What a run will do, in numbers, before it does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.records import Batch, Progress, UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a run. `epoch` means the schedule's: the steps that a data set's samples fill."""
+
+    global_batch_size: int
+    devices: int
+    micro_batch: int
+    accumulation: int
+    base_lr: float
+    lr: float
+    num_samples: int
+    steps_per_epoch: int
+    epochs: int
+    total_steps: int
+    warmup: float  # share of the run
+    max_minutes: float | None
+    stop_after_steps: int | None
+
+    def __str__(self) -> str:
+        steps = (
+            f"{self.total_steps:,} steps ({self.total_steps * self.global_batch_size / self.num_samples:,.1f} epochs)"
+        )
+        if self.max_minutes is not None:
+            steps = (
+                f"max_minutes={self.max_minutes:g} of training: not bit-reproducible, the clock decides the schedule"
+            )
+        if self.stop_after_steps is not None:
+            steps += f", cut after {self.stop_after_steps:,}"
+        return (
+            f"global batch {self.global_batch_size} = {self.devices} device{'s' * (self.devices > 1)} × "
+            f"{self.micro_batch} samples × {self.accumulation} accumulated\n"
+            f"lr {self.lr:g} (base_lr {self.base_lr:g} per 256), warm-up {self.warmup:.1%} of the run\n"
+            f"{self.num_samples:,} samples an epoch, {self.steps_per_epoch:,} steps an epoch, {steps}"
+        )
+
+
+def plan(cfg: DictConfig, num_samples: int, devices: int) -> Plan:
+    """The plan of a configuration on data of so many samples and on so many devices.
+
+    An epoch of the schedule has ⌊samples / global batch⌋ steps, as in the original recipes, which drop the last,
+    incomplete batch; our stream drops nothing, it goes on into the next epoch.
+
+    Raises:
+        UserError: there are not enough samples for one batch, or the batch cannot be split over the devices.
+    """
+    batch = cfg.global_batch_size
+    if batch % devices:
+        below, above = batch - batch % devices, batch + devices - batch % devices
+        raise UserError(f"global_batch_size={batch}: cannot be split over {devices} devices; {below} or {above} could")
+    if num_samples < batch:
+        raise UserError(
+            f"global_batch_size={batch}: there are only {num_samples} images, not enough for one batch; "
+            "give more shards or a smaller global_batch_size"
+        )
+    share = batch // devices
+    micro = max(size for size in range(1, min(share, cfg.batch_size_per_device) + 1) if share % size == 0)
+    per_epoch = num_samples // batch
+    return Plan(
+        global_batch_size=batch,
+        devices=devices,
+        micro_batch=micro,
+        accumulation=share // micro,
+        base_lr=cfg.base_lr,
+        lr=cfg.base_lr * batch / 256,
+        num_samples=num_samples,
+        steps_per_epoch=per_epoch,
+        epochs=cfg.epochs,
+        total_steps=cfg.max_steps or cfg.epochs * per_epoch,
+        warmup=cfg.warmup_epochs / cfg.epochs,
+        max_minutes=cfg.max_minutes,
+        stop_after_steps=cfg.stop_after_steps,
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs: trained parameters, of the encoder and of all, and operations an image, forward and back."""
+
+    encoder_parameters: int
+    parameters: int
+    flops: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters / 1e6:,.1f} M parameters, {self.encoder_parameters / 1e6:,.1f} M in the encoder\n"
+            f"{self.flops / 1e9:,.1f} GFLOP an image, forward and backward (two a multiply-add)"
+        )
+
+
+def cost(objective: nn.Module, encoder: nn.Module, batch: Batch) -> Cost:
+    """Counts on the meta device: nothing is computed.
+
+    Args:
+        objective: without weights.
+        encoder: the one that it exports.
+        batch: prepared views of one sample, on the meta device.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter:
+        objective(batch, Progress(0, 1, 1)).loss.backward()
+    sizes = [sum(one.numel() for one in module.parameters() if one.requires_grad) for module in (encoder, objective)]
+    return Cost(encoder_parameters=sizes[0], parameters=sizes[1], flops=counter.get_total_flops())

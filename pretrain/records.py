@@ -1,0 +1,141 @@
+"""The records that cross package borders, and the legend of their shapes.
+
+B samples in a batch · V views of one kind a sample · C channels · H, W pixels · D channels of a token ·
+K tokens · g the number of a sample in the run (samples drawn before it).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+# A constructor's argument and what is wrong with its value. A class that has rules between its arguments states them
+# in a static method `problems(**arguments) -> Iterator[Problem]`, which its constructor refuses by and which the
+# configuration check calls before anything is built.
+Problem = tuple[str, str]
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: names the value, the reason and the fix, and is shown without a traceback."""
+
+
+def refuse(owner: object, problems: Iterable[Problem]) -> None:
+    """Raises ValueError with all the problems of an object under construction, if there are any."""
+    lines = [f"`{argument}` {reason}" for argument, reason in problems]
+    if lines:
+        raise ValueError(f"{type(owner).__name__}: " + "; ".join(lines))
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A sample that could not be decoded and was replaced by another."""
+
+    g: int
+    shard: str
+    key: str
+    cause: str
+
+
+@dataclass
+class Batch:
+    """What the loader yields and what an objective is given.
+
+    `views` holds one tensor a view specification, [V, B, C, H, W]: uint8 colours as they leave the loader, float32
+    and normalised once they passed `pretrain.view.color.Prepare`. `g` [B] int64 and `seed` are the key of every random
+    decision about a sample, so that none depends on its neighbours in the batch. `labels` [B] int64 is −1 where a
+    sample has none. `keys` are the shards' own names for the samples, for people: they need not be unique.
+    """
+
+    views: tuple[Tensor, ...]
+    g: Tensor
+    labels: Tensor
+    keys: list[str]
+    seed: int
+    replaced: list[Replaced] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.g)
+
+    def to(self, device: object, non_blocking: bool = True) -> Batch:
+        """The same batch on another device (Lightning calls this)."""
+        move = {"device": device, "non_blocking": non_blocking}
+        views = tuple(view.to(**move) for view in self.views)  # type: ignore[call-overload]
+        return replace(self, views=views, g=self.g.to(**move), labels=self.labels.to(**move))  # type: ignore[call-overload]
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (torch's DataLoader calls this)."""
+        views = tuple(view.pin_memory() for view in self.views)
+        return replace(self, views=views, g=self.g.pin_memory(), labels=self.labels.pin_memory())
+
+
+@dataclass
+class Tokens:
+    """What an encoder makes of images.
+
+    `cls` [B, D] or None; `registers` [B, R, D] or None; `patches` [B, K, D]: all tokens of the grid, row by row, or
+    the visible mask units in the order in which they were asked for, each unit's tokens row by row. `grid` is the
+    (rows, columns) of output tokens that the whole image has, whatever was visible.
+    """
+
+    cls: Tensor | None
+    registers: Tensor | None
+    patches: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass
+class StepOutput:
+    """The loss of a (micro-)batch, a scalar to differentiate, and detached scalars worth logging."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands in its schedule, in integers: a float alone is off by an epoch now and then.
+
+    `step` optimizer steps are done of `total_steps`; an epoch has `steps_per_epoch`.
+    """
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def fraction(self) -> float:
+        return self.step / self.total_steps
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.steps_per_epoch
+
+
+@dataclass
+class RunState:
+    """What a run counts, shared by the trainer and its callbacks.
+
+    `step` optimizer steps are done and `samples_seen` samples consumed (on skipped steps too, so it is another
+    counter). `seconds` of training wall-clock are added up over restarts. `metrics` are those of the last step.
+    `stopping` says why no step follows, "" while one does. `aside` seconds went into evaluation, pictures and
+    saving, and `waited` seconds into waiting for data, since this process began to train.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    stopping: str = ""
+    aside: float = 0.0
+    waited: float = 0.0
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Keeps what is done inside out of the training speed."""
+        start = time.perf_counter()
+        yield
+        self.aside += time.perf_counter() - start
