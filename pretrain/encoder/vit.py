@@ -1,0 +1,124 @@
+"""Vision transformer (Dosovitskiy et al., arXiv 2010.11929) as the official MAE builds it (arXiv 2111.06377).
+
+Parameters are named as timm names them, so that weights travel without a key map. Ours differs from the original in
+one point that changes no number: the visible patches are gathered *before* they are projected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.encoder.encoder import Encoder
+from pretrain.nn.block import Block
+from pretrain.nn.initialize import initialize
+from pretrain.nn.patch import PatchEmbed, grid_of
+from pretrain.nn.position import resize_table, sincos_2d
+from pretrain.records import Problem, Tokens, refuse
+
+
+class ViT(Encoder):
+    """A plain vision transformer with a class token and a fixed sine–cosine position table.
+
+    Args:
+        img_size: side in pixels (or height and width) that the position table is made for; other sizes resize it.
+        patch_size: side of a patch in pixels.
+        in_chans: channels of an image.
+        embed_dim: width D of a token.
+        depth: number of blocks.
+        num_heads: attention heads a block.
+        mlp_ratio: hidden width of a block's MLP over `embed_dim`.
+        qkv_bias: whether query, key and value have a bias.
+        norm_eps: ε of the layer norms.
+
+    Raises:
+        ValueError: `img_size` is no multiple of `patch_size`, the heads do not divide the width, …
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        refuse(self, self.problems(img_size, patch_size, embed_dim, depth, num_heads))
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.img_size = (height, width)
+        self.in_chans = in_chans
+        self.embed_dim = embed_dim
+        self.mask_unit = self.token_size = patch_size
+        self.has_cls = True
+        self.grid = (height // patch_size, width // patch_size)
+
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        table = torch.empty(1, 1 + self.grid[0] * self.grid[1], embed_dim)
+        self.pos_embed = nn.Parameter(table, requires_grad=False)  # its first row, the class token's, is zero
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        if self.pos_embed.device.type != "meta":
+            self.init_weights(seed=0)
+
+    @staticmethod
+    def problems(
+        img_size: int | Sequence[int], patch_size: int, embed_dim: int, depth: int, num_heads: int, **_: object
+    ) -> Iterator[Problem]:
+        sides = [img_size] if isinstance(img_size, int) else list(img_size)
+        if len(sides) not in (1, 2):
+            yield "img_size", "must be one number or [height, width]"
+        if patch_size < 1:
+            yield "patch_size", "must be at least 1"
+        elif any(side < 1 or side % patch_size for side in sides):
+            yield "img_size", f"must be a positive multiple of `patch_size` (={patch_size})"
+        if depth < 1:
+            yield "depth", "must be at least 1"
+        if num_heads < 1 or embed_dim % num_heads:
+            yield "num_heads", f"must divide `embed_dim` (={embed_dim})"
+        if embed_dim < 4 or embed_dim % 4:
+            yield "embed_dim", "must be a multiple of 4, for the position table"
+
+    def forward(self, images: Tensor, visible_ids: Tensor | None = None) -> Tokens:
+        x, grid = self._embed(images, visible_ids)
+        for block in self.blocks:
+            x = block(x)
+        return self._tokens(x, grid)
+
+    def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        x, grid = self._embed(images, None)
+        wanted = [block % len(self.blocks) for block in blocks]
+        states = {}
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in wanted:
+                states[number] = self._tokens(x, grid)
+        return [states[number] for number in wanted]
+
+    def _embed(self, images: Tensor, visible_ids: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
+        grid = grid_of(images, self.mask_unit)
+        positions = resize_table(self.pos_embed[0, 1:], grid=self.grid, new_grid=grid)  # [L, D]
+        positions = positions if visible_ids is None else positions[visible_ids]  # [B, K, D]
+        patches = self.patch_embed(images, visible_ids) + positions
+        cls = self.cls_token + self.pos_embed[:, :1]
+        return torch.cat([cls.expand(patches.shape[0], -1, -1), patches], dim=1), grid  # [B, 1 + K, D]
+
+    def _tokens(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
+        x = self.norm(x)
+        return Tokens(cls=x[:, 0], registers=None, patches=x[:, 1:], grid=grid)
+
+    def fsdp_units(self) -> list[nn.Module]:
+        return list(self.blocks)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        initialize(self, seed)
+        self.pos_embed[0, 0] = 0
+        self.pos_embed[0, 1:] = sincos_2d(self.grid, self.embed_dim, self.pos_embed.device)

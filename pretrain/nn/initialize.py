@@ -1,0 +1,47 @@
+"""Initial weights, parameter by parameter, each from a generator keyed by (seed, the parameter's name).
+
+A weight therefore does not depend on the order in which modules are built, on the device they are built on, or on
+how many ranks hold it. The distributions are those of the official MAE, `MaskedAutoencoderViT.initialize_weights`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on the seed and the name alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, seed: int) -> None:
+    """Fills all parameters of `module` that are trained; those that are not (fixed tables) are their owner's business.
+
+    Matrices: Xavier uniform over all but the first dimension. Tokens: normal, σ = 0.02. Norms: 1 and 0. Biases: 0, but
+    those of a convolution, which keep torch's default, uniform within ± 1/√fan-in, as the original left them.
+    """
+    for prefix, owner in module.named_modules():
+        for local, parameter in owner.named_parameters(prefix, recurse=False):
+            if parameter.requires_grad:
+                draw = torch.empty(parameter.shape, dtype=torch.float32)
+                _fill(draw, owner, local.removeprefix(f"{prefix}."), generator_for(seed, local))
+                parameter.copy_(draw)
+
+
+def _fill(draw: Tensor, owner: nn.Module, name: str, generator: torch.Generator) -> None:
+    if name.endswith("_token"):
+        draw.normal_(std=0.02, generator=generator)
+    elif name == "bias" and isinstance(owner, nn.Conv2d):
+        bound = owner.weight[0].numel() ** -0.5
+        draw.uniform_(-bound, bound, generator=generator)
+    elif name == "bias":
+        draw.zero_()
+    elif draw.ndim == 1:
+        draw.fill_(1.0)
+    else:
+        nn.init.xavier_uniform_(draw.flatten(1), generator=generator)

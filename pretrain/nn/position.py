@@ -1,0 +1,38 @@
+"""Tables of position embeddings: the fixed sine–cosine table of MAE, and bicubic resizing of any table."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@functools.lru_cache(maxsize=32)
+def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | str = "cpu") -> Tensor:
+    """The fixed table of MAE (He et al., arXiv 2111.06377, appendix A.1): [rows·columns, dim] float32, row by row.
+
+    The first half of a vector encodes the *column*, the second half the row, each as sines then cosines of the
+    coordinate times 10000^(−i / (dim/4)). Computed in float64, like the original, and kept for the next call with the
+    same arguments: the caller must not write to it.
+
+    Raises:
+        ValueError: `dim` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"a sine–cosine position table needs a width that is a multiple of 4, not {dim}")
+    rows, columns = grid
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [coordinate.flatten()[:, None] * frequencies for coordinate in (column, row)]  # [rows·columns, dim/4]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float().to(device)
+
+
+def resize_table(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """A table [rows·columns, D] resized bicubically to another grid, as fine-tuning at other resolutions does it."""
+    if grid == new_grid:
+        return table
+    image = table.unflatten(0, grid).permute(2, 0, 1)[None].float()  # [1, D, rows, columns]
+    image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
+    return image[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)

@@ -1,0 +1,72 @@
+"""Crops: random boxes as torchvision's RandomResizedCrop draws them, and the antialiased resize to a view's size.
+
+All boxes of a sample are drawn before it is decoded, from numbers keyed by (seed, g) alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.random import Purpose, uniform
+from pretrain.view.spec import ViewSpec
+
+_ATTEMPTS = 10
+_DRAWS = 2 * _ATTEMPTS + 2  # area and aspect of each attempt, then top and left
+
+
+class Box(NamedTuple):
+    """A rectangle of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draws(seed: int, g: Tensor, specs: Sequence[ViewSpec]) -> np.ndarray:
+    """The random numbers of all crops of samples: g [B] → [B, views of a sample, numbers a view]."""
+    views = sum(spec.count for spec in specs)
+    return uniform(seed, Purpose.CROP, g, views * _DRAWS).view(len(g), views, _DRAWS).double().numpy()
+
+
+def random_box(numbers: np.ndarray, height: int, width: int, spec: ViewSpec) -> Box:
+    """A box of random area and aspect, from `_DRAWS` uniform numbers; a central one if ten attempts do not fit."""
+    low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
+    *attempts, top, left = numbers.tolist()
+    for share, aspect in zip(attempts[::2], attempts[1::2], strict=True):
+        area = height * width * (spec.scale[0] + share * (spec.scale[1] - spec.scale[0]))
+        ratio = math.exp(low + aspect * (high - low))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)
+    ratio = min(max(width / height, spec.ratio[0]), spec.ratio[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    w, h = max(w, 1), max(h, 1)
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def central_box(height: int, width: int, spec: ViewSpec) -> Box:
+    """The largest central box of the view's aspect, less the margin that `crop_ratio` leaves.
+
+    To cut and resize this box is to resize the short side to size / crop_ratio and cut the centre, in one step.
+    """
+    view_height, view_width = spec.height_width
+    scale = spec.crop_ratio * min(height / view_height, width / view_width)
+    h, w = max(1, round(view_height * scale)), max(1, round(view_width * scale))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def crop(pixels: np.ndarray, box: Box, spec: ViewSpec) -> Tensor:
+    """A box of an image [H, W, C] uint8, resized with antialiasing to the view's size: [C, h, w] uint8."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # [1, C, H, W], channels last in memory
+    image = image[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
+    if (box.height, box.width) != spec.height_width:
+        image = F.interpolate(image, size=spec.height_width, mode=spec.interpolation, antialias=True)
+    return image[0]
