@@ -1,0 +1,279 @@
+"""Samples of the order, read run by run, decoded by threads, and put together as batches.
+
+One reader serves one device. It walks its own numbers g in order; the first g of a window asks for the bytes of all
+of the window's samples that this reader will need, neighbours in one range read, and they are held compressed until
+they are used. Decoding and resizing release Python's lock, so threads scale. Memory: streams × window × mean bytes
+of a sample (twice that while windows overlap), and `ahead` batches of pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pretrain.data.index import IMAGES, Index, Part
+from pretrain.data.order import Order
+from pretrain.data.source import Reader
+from pretrain.random import Purpose, words
+from pretrain.records import Batch, Replaced
+from pretrain.view import crop
+from pretrain.view.decode import DecodeError, Pixels, decode
+from pretrain.view.spec import ViewSpec
+
+_IO_THREADS = 8
+_GAP = 4  # a range read goes on over members that it does not need if there are fewer than this
+_REPLACEMENTS = 16  # broken samples in a row before a shard list is given up
+
+
+class BrokenDataError(ValueError):
+    """So many samples cannot be decoded that the data must be wrong."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Which samples a reader fetches: start, start + step, …, below `stop`, in batches of `batch`."""
+
+    start: int
+    step: int
+    batch: int
+    stop: int | None = None
+
+    def has(self, g: int) -> bool:
+        below = self.stop is None or g < self.stop
+        return below and g >= self.start and (g - self.start) % self.step == 0
+
+    def batches(self) -> Iterator[range]:
+        first = self.start
+        while self.stop is None or first < self.stop:
+            end = first + self.batch * self.step
+            yield range(first, end if self.stop is None else min(end, self.stop), self.step)
+            first = end
+
+
+class Windows:
+    """The compressed bytes of samples, fetched a window at a time and let go one by one."""
+
+    def __init__(self, index: Index, order: Order, numbers: Numbers, executor: Executor) -> None:
+        self.index, self.order, self.numbers = index, order, numbers
+        self.reader = Reader()
+        self._executor = executor
+        self._lock = threading.Lock()
+        self._asked: dict[tuple[int, int, int], int] = {}  # window → samples of it still to come
+        self._samples: dict[int, tuple[int, int, Future[dict[int, bytes]]]] = {}  # g → shard, member, bytes of the run
+
+    def ask(self, g: int) -> None:
+        """Starts reading the window of g, if that has not been done. Call in the order of g."""
+        epoch, stream, offset = self.order.place(g)
+        window, inside = self.order.window_at(stream, offset)
+        key = (epoch, stream, window)
+        if key not in self._asked:
+            self._asked[key] = self._fetch(epoch, stream, window, inside, g)
+        self._asked[key] -= 1
+        if not self._asked[key]:
+            del self._asked[key]
+
+    def take(self, g: int) -> tuple[int, int, dict[str, bytes]]:
+        """(shard, member, extension → bytes) of sample g, which was asked for; waits until they are here."""
+        with self._lock:
+            shard, member, run = self._samples.pop(g)
+        data = run.result()
+        parts = self.index.parts(shard, member)
+        return shard, member, {part.extension: data.pop(part.start) for part in parts}
+
+    def read(self, shard: int, member: int) -> dict[str, bytes]:
+        """The bytes of any one sample, read now."""
+        parts = self.index.parts(shard, member)
+        data = self._read_run(shard, parts)
+        return {part.extension: data[part.start] for part in parts}
+
+    def _fetch(self, epoch: int, stream: int, window: int, inside: int, g: int) -> int:
+        """Starts reading what this reader needs of a window from place `inside`, g's, on; returns how many samples."""
+        samples = self.order.window(epoch, stream, window)
+        wanted = []  # (shard, member, g)
+        for ahead in range(len(samples.shards) - inside):
+            number = g + ahead * self.order.streams
+            if self.numbers.has(number):
+                place = inside + ahead
+                wanted.append((int(samples.shards[place]), int(samples.members[place]), number))
+        for run in _neighbours(sorted(wanted)):
+            shard = run[0][0]
+            parts = [part for _, member, _ in run for part in self.index.parts(shard, member)]
+            future = self._executor.submit(self._read_run, shard, parts)
+            with self._lock:
+                self._samples.update({number: (shard, member, future) for _, member, number in run})
+        return len(wanted)
+
+    def _read_run(self, shard: int, parts: Sequence[Part]) -> dict[int, bytes]:
+        """One range read for all parts: start of each → its bytes."""
+        where = self.index.shards[shard]
+        start, stop = min(part.start for part in parts), max(part.stop for part in parts)
+        data = memoryview(self.reader.read(where.url, start, stop, where.size))
+        return {part.start: bytes(data[part.start - start : part.stop - start]) for part in parts}
+
+
+def _neighbours(samples: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Splits sorted (shard, member, g) where the next member is further away than reading through pays."""
+    run: list[tuple[int, int, int]] = []
+    for sample in samples:
+        if run and (sample[0] != run[-1][0] or sample[1] - run[-1][1] > _GAP):
+            yield run
+            run = []
+        run.append(sample)
+    if run:
+        yield run
+
+
+@dataclass
+class BatchStream(IterableDataset[Batch]):
+    """Batches of uint8 views in the order of g, without end unless `numbers.stop` is given.
+
+    Args:
+        index, order: of the shards.
+        numbers: which g this reader fetches.
+        specs: the views of every sample.
+        random: whether crops are random; if not, there is one central crop a view.
+        threads: that decode; 0 means none: everything happens when a batch is asked for.
+        ahead: batches that are being decoded at once.
+    """
+
+    index: Index
+    order: Order
+    numbers: Numbers
+    specs: tuple[ViewSpec, ...]
+    random: bool = True
+    threads: int = 0
+    ahead: int = 2
+
+    def __iter__(self) -> Iterator[Batch]:
+        with ThreadPoolExecutor(_IO_THREADS) as readers, _pool(self.threads) as pool:
+            windows = Windows(self.index, self.order, self.numbers, readers if self.threads else Inline())
+            pending: deque[Callable[[], Batch]] = deque()
+            batches = self.numbers.batches()
+            for gs in islice(batches, self.ahead - 1 if self.threads else 0):
+                pending.append(self._submit(gs, windows, pool))
+            try:
+                for gs in batches:
+                    pending.append(self._submit(gs, windows, pool))
+                    yield pending.popleft()()
+                while pending:
+                    yield pending.popleft()()
+            finally:
+                for executor in (pool, readers):
+                    executor.shutdown(wait=True, cancel_futures=True)
+                windows.reader.close()
+
+    def _submit(self, gs: range, windows: Windows, pool: Executor) -> Callable[[], Batch]:
+        """Starts work on a batch; the result waits for it."""
+        for g in gs:
+            windows.ask(g)
+        numbers = torch.tensor(gs)
+        views = tuple(_empty_views(spec, len(gs)) for spec in self.specs)
+        labels = torch.full((len(gs),), -1)
+        draws = crop.draws(self.order.seed, numbers, self.specs) if self.random else None
+        keys = [""] * len(gs)
+        replaced: list[Replaced] = []
+
+        def work(places: range) -> None:
+            for i in places:
+                sample = self._sample(gs[i], windows, replaced)
+                keys[i] = sample.key
+                labels[i] = sample.label
+                self._cut(sample.pixels, None if draws is None else draws[i], [view[:, i] for view in views])
+
+        size = max(1, min(16, -(-len(gs) // max(1, self.threads))))
+        tasks = [pool.submit(work, range(i, min(i + size, len(gs)))) for i in range(0, len(gs), size)]
+
+        def result() -> Batch:
+            for task in tasks:
+                task.result()
+            return Batch(views, numbers, labels, keys, self.order.seed, sorted(replaced, key=lambda bad: bad.g))
+
+        return result
+
+    def _sample(self, g: int, windows: Windows, replaced: list[Replaced]) -> _Sample:
+        """Sample g, or the one that stands in for it if it cannot be decoded: which one depends on (seed, g) alone."""
+        shard, member, parts = windows.take(g)
+        for attempt in range(_REPLACEMENTS):
+            try:
+                return _Sample(self.index.key(shard, member), _label(parts), _decode(parts))
+            except DecodeError as failure:
+                bad = Replaced(g, self.index.shards[shard].name, self.index.key(shard, member), str(failure))
+            replaced.append(bad)
+            draw = words(self.order.seed, Purpose.REPLACEMENT, torch.tensor([g]), attempt + 1)[0, attempt]
+            shard, member = self._nth(int(draw) % self.order.num_samples)
+            parts = windows.read(shard, member)
+        raise BrokenDataError(
+            f"{_REPLACEMENTS} samples in a row cannot be decoded, last `{bad.key}` of `{bad.shard}`: {bad.cause}"
+        )
+
+    def _nth(self, number: int) -> tuple[int, int]:
+        for shard, count in enumerate(self.index.counts):
+            if number < count:
+                return shard, number
+            number -= count
+        raise AssertionError("number is below the number of samples")
+
+    def _cut(self, pixels: Pixels, draws: Any, places: Sequence[Tensor]) -> None:
+        """Writes all views of an image to their places, [V, C, h, w] a specification."""
+        height, width = pixels.shape[:2]
+        view = 0
+        for spec, place in zip(self.specs, places, strict=True):
+            for number in range(spec.count):
+                if draws is None:
+                    box = crop.central_box(height, width, spec)
+                else:
+                    box = crop.random_box(draws[view], height, width, spec)
+                place[number].copy_(crop.crop(pixels, box, spec))
+                view += 1
+
+
+def _empty_views(spec: ViewSpec, batch: int) -> Tensor:
+    """Room for views, [V, B, C, h, w], laid out as [V, B, h, w, C] so that a crop is written in one piece.
+
+    In a reader process it is shared memory from the start, which the trainer's process maps: nothing is copied.
+    """
+    shape = (spec.count, batch, *spec.height_width, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).permute(0, 1, 4, 2, 3)  # type: ignore[call-overload]
+
+
+@dataclass
+class _Sample:
+    key: str
+    label: int
+    pixels: Pixels
+
+
+def _decode(parts: dict[str, bytes]) -> Pixels:
+    return decode(next(parts[extension] for extension in IMAGES if extension in parts))
+
+
+def _label(parts: dict[str, bytes]) -> int:
+    """The class number, −1 where there is none that is a number."""
+    text = parts.get("cls", b"").strip()
+    return int(text) if text.isdigit() else -1
+
+
+class Inline(Executor):
+    """Does what is submitted at once, in the caller's thread."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+def _pool(threads: int) -> Executor:
+    return ThreadPoolExecutor(threads) if threads else Inline()

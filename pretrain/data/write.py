@@ -1,0 +1,92 @@
+"""Shards and their index, written in parallel; each appears under its name only when it is whole.
+
+A run that is killed leaves no shard that looks whole and no `index.json`; the same call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import webdataset
+from tqdm import tqdm
+
+from pretrain.data.index import Shard, describe_shard, scan, write_index
+from pretrain.files import replace_file
+from pretrain.records import UserError
+
+_THREADS = 8
+
+T = TypeVar("T")
+
+
+def write_shards(
+    out: Path, name: str, keys: Sequence[tuple[str, T]], load: Callable[[T], dict[str, bytes]], samples_per_shard: int
+) -> list[Shard]:
+    """Writes `NAME-000000.tar`, `NAME-000001.tar`, …, their sidecars and `index.json`, with a progress bar.
+
+    Args:
+        out: the folder.
+        name: what the shards' names begin with.
+        keys: (key, what to load) of every sample, in their order.
+        load: gives a sample's members, extension → bytes.
+        samples_per_shard: of all shards but the last, which may have fewer.
+
+    Raises:
+        UserError: the folder holds such shards already, not left by this very call.
+    """
+    marker = out / f".{name}.writing"
+    digest = hashlib.sha256(repr((keys, samples_per_shard)).encode()).hexdigest()
+    _claim(out, name, marker, digest)
+    starts = range(0, len(keys), samples_per_shard)
+    paths = [out / f"{name}-{number:06d}.tar" for number in range(len(starts))]
+
+    def write(path: Path, start: int) -> Shard:
+        done = describe_shard(path)
+        if done is None:
+            _write_tar(path, keys[start : start + samples_per_shard], load)
+            done = scan(str(path.absolute()), path.with_name(f"{path.name}.idx"))
+        bar.update(done.count)
+        return done
+
+    with (
+        tqdm(total=len(keys), desc=f"writing {out / name}-*.tar", unit="sample") as bar,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
+        shards = list(pool.map(write, paths, starts))
+    write_index(out, shards)
+    marker.unlink()
+    return shards
+
+
+def _claim(out: Path, name: str, marker: Path, digest: str) -> None:
+    """Refuses a folder that holds shards of that name, unless a killed call with the same samples left them."""
+    out.mkdir(parents=True, exist_ok=True)
+    if marker.is_file() and marker.read_text(encoding="utf-8") == digest:
+        return
+    if found := sorted(out.glob(f"{name}-[0-9]*.tar")):
+        raise UserError(
+            f"out={out}: it already holds {len(found)} shards, first {found[0].name}; choose another folder"
+        )
+    replace_file(marker, digest.encode())
+
+
+def _write_tar(path: Path, keys: Sequence[tuple[str, T]], load: Callable[[T], dict[str, bytes]]) -> None:
+    partial = path.with_name(f".{path.name}.tmp")
+    with open(partial, "wb") as file:
+        with webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+            for key, item in keys:
+                tar.write({"__key__": key, **load(item)})
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_classes(out: Path, classes: Sequence[str]) -> None:
+    """Writes `classes.json`: the name of each class number."""
+    replace_file(out / "classes.json", json.dumps(list(classes), indent=1).encode())
