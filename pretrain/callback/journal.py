@@ -1,0 +1,69 @@
+"""The run's own record: `metrics.jsonl` and `metrics.csv`, one row at a time, on disk when the call returns.
+
+A kill loses at most the row being written. When a run goes on from a checkpoint, rows after its step are cut off,
+so that no step appears twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from pretrain.files import replace_file
+
+Row = Mapping[str, float | int]
+
+
+class Journal:
+    """Appends rows to both files.
+
+    Args:
+        folder: of the run.
+        step: the step that the run goes on from; later rows are cut off.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.jsonl = folder / "metrics.jsonl"
+        self.csv = folder / "metrics.csv"
+        rows = [row for row in read_rows(self.jsonl) if row["step"] <= step]
+        self.columns = list(dict.fromkeys(name for row in rows for name in row))
+        replace_file(self.jsonl, "".join(_line(row) for row in rows).encode())
+        self._rewrite_csv(rows)
+
+    def write(self, row: Row) -> None:
+        """Appends a row; a value that is not finite is kept as null in the jsonl, as nan or inf in the csv."""
+        with open(self.jsonl, "a", encoding="utf-8") as file:
+            file.write(_line(row))
+        if new := [name for name in row if name not in self.columns]:
+            self.columns += new
+            self._rewrite_csv(read_rows(self.jsonl)[:-1])
+        with open(self.csv, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _rewrite_csv(self, rows: list[dict[str, float]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns)
+        if self.columns:
+            writer.writeheader()
+        writer.writerows(rows)
+        replace_file(self.csv, text.getvalue().encode())
+
+
+def _line(row: Row) -> str:
+    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+    return json.dumps(finite) + "\n"
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,83 @@
+"""Writes the metrics of a step to the run's files, and to wandb if it is there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from pretrain.callback.journal import Journal
+from pretrain.callback.step import Context, StepCallback
+from pretrain.callback.wandb import WandbProcess
+from pretrain.records import Problem, UserError, refuse
+
+
+class Log(StepCallback):
+    """A row every n steps and one at the last step: step, samples_seen, seconds, loss, lr, …
+
+    Goes after the callbacks that add metrics.
+
+    Args:
+        context: of the run.
+        every_steps: how often.
+        wandb: `auto` is online with a key and offline without one; the run never waits for it.
+        project: on wandb.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        every_steps: int = 20,
+        wandb: Literal["auto", "online", "offline", "disabled"] = "auto",
+        project: str = "pretrain",
+    ) -> None:
+        refuse(self, self.problems(every_steps))
+        self.context = context
+        self.every_steps = every_steps
+        self.mode = wandb
+        self.project = project
+        self._journal: Journal | None = None
+        self._wandb: WandbProcess | None = None
+
+    @staticmethod
+    def problems(every_steps: int, **_: object) -> Iterator[Problem]:
+        if every_steps < 1:
+            yield "every_steps", "must be at least 1"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        context = self.context
+        self._journal = Journal(context.folder, context.state.step)
+        if self.mode != "disabled":
+            self._wandb = WandbProcess(
+                context.folder, self.project, context.name, context.run_id, context.config, self.mode
+            )
+
+    def after_step(self, trainer: Trainer) -> None:
+        state = self.context.state
+        if state.step % self.every_steps and not state.stopping:
+            return
+        metrics = {name: value.item() if isinstance(value, Tensor) else value for name, value in state.metrics.items()}
+        row = {"step": state.step, "samples_seen": state.samples_seen, "seconds": round(state.seconds, 3), **metrics}
+        assert self._journal is not None
+        self._journal.write(row)
+        if self._wandb is not None:
+            self._wandb.write(row)
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"the loss of step {state.step} is {metrics['loss']}: the run stops, its last checkpoint is unharmed. "
+                "A lower base_lr, a longer warm-up or precision 32-true are the usual cures"
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._wandb is not None:
+            self._wandb.close()
+            self._wandb = None

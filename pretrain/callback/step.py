@@ -1,0 +1,60 @@
+"""What all our callbacks share: they act once per optimizer step, and are given one context."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from pretrain.records import Batch, RunState, StepOutput
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a callback may look at.
+
+    Attributes:
+        folder: of the run.
+        name: of the run.
+        run_id: identifies the run over restarts.
+        state: the run's counters and the last step's metrics; a callback may add metrics of its own.
+        last_step, max_seconds: where the run ends; `max_seconds` overrules if it is given.
+        samples_per_step: the global batch.
+        config: the whole configuration, as plain data.
+        examples: so many prepared samples, the same every time: of `data.val`, or else the first of training.
+        val_batches: prepared batches of `data.val`, the same every time; None without.
+        loss: the objective on a batch, in evaluation mode, without gradients.
+        illustrate: the objective's pictures of a batch, likewise.
+    """
+
+    folder: Path
+    name: str
+    run_id: str
+    state: RunState
+    last_step: int
+    max_seconds: float | None
+    samples_per_step: int
+    config: dict[str, Any]
+    examples: Callable[[int], Batch]
+    val_batches: Callable[[], Iterable[Batch]] | None
+    loss: Callable[[Batch], StepOutput]
+    illustrate: Callable[[Batch], dict[str, Tensor]]
+
+
+class StepCallback(Callback, ABC):
+    """A Lightning callback that acts when an optimizer step is done, not after each micro-batch."""
+
+    @abstractmethod
+    def after_step(self, trainer: Trainer) -> None:
+        """The step is done, its metrics are in the run's state."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.after_step(trainer)

@@ -1,0 +1,128 @@
+"""A run's folder: whose it is, whether this run may go on in it, and that nobody else is writing there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pretrain.files import replace_file
+from pretrain.records import UserError
+from pretrain.trainer import checkpoint
+
+log = logging.getLogger(__name__)
+
+_OURS = ("config.yaml", "metrics.csv", "metrics.jsonl", "checkpoints", "pictures")
+
+
+class RunFolder:
+    """Opens a folder for a run, new or to go on, and holds a lock on it until `close`.
+
+    Args:
+        path: of the folder; made if it is not there.
+        identity: what makes this run this run: seed, data, objective, encoder. Nested plain data.
+        settings: what may change when a run goes on, with a warning.
+        resume: `auto` goes on if there is something to go on from, `must` refuses to start afresh, `never` to go on.
+
+    Attributes:
+        path: of the folder.
+        run_id: the run's, over restarts.
+        checkpoint: to go on from, None to start afresh.
+
+    Raises:
+        UserError: the folder holds another run, or something else; nothing in it was touched.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], settings: dict[str, Any], resume: str) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        record = _read(path / "run.json")
+        if record is None and (found := [name for name in _OURS if (path / name).exists()]):
+            raise UserError(
+                f"output_dir={path}: it holds {', '.join(found)} but no run of ours; choose another output_dir"
+            )
+        if record is not None:
+            _refuse_another(path, record["identity"], identity)
+        self.checkpoint = checkpoint.newest(self.checkpoints)
+        if resume == "must" and self.checkpoint is None:
+            raise UserError(f"resume=must: there is no complete checkpoint in {self.checkpoints}")
+        if resume == "never" and record is not None:
+            raise UserError(f"resume=never: output_dir={path} already holds this run; choose another or delete it")
+        if record is not None:
+            _warn_of_changes(record["settings"], settings)
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(path)
+        self.run_id: str = record["run_id"] if record is not None else uuid.uuid4().hex[:12]
+        content = {"run_id": self.run_id, "identity": identity, "settings": settings}
+        replace_file(path / "run.json", json.dumps(content, indent=1).encode())
+
+    def close(self) -> None:
+        """Lets others write to the folder."""
+        os.close(self._lock)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{path} cannot be read: it is not what a run wrote; choose another output_dir") from None
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Where nested plain data differ, a line each: `encoder.depth: 12 there, 24 here`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [
+            line for name in keys for line in differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and key.endswith("shards"):
+        gone, come = [item for item in old if item not in new], [item for item in new if item not in old]
+        lines = [
+            f"{key}: {len(items)} {word}, first `{items[0]}`"
+            for items, word in ((gone, "gone"), (come, "new"))
+            if items
+        ]
+        return lines or ([f"{key}: in another order"] if old != new else [])
+    return [] if old == new else [f"{key}: {_short(old)} there, {_short(new)} here"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _refuse_another(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    lines = differences(old, json.loads(json.dumps(new)))
+    if lines:
+        shown = "\n".join(f"  {line}" for line in lines[:20])
+        raise UserError(f"output_dir={path} holds another run:\n{shown}\nStart this one elsewhere: output_dir=…")
+
+
+def _warn_of_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
+    for line in differences(old, json.loads(json.dumps(new))):
+        log.warning("this run goes on with a change: %s", line)
+
+
+def _lock(path: Path) -> int:
+    """A lock that the system takes back when this process ends, however it ends."""
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+        os.close(descriptor)
+        raise UserError(f"output_dir={path}: {holder} is training there at this moment") from None
+    except OSError as failure:  # a file system without locks
+        log.warning("cannot lock %s (%s): take care that no other process trains there", path, failure)
+        return descriptor
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    return descriptor
