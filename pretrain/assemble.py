@@ -1,0 +1,39 @@
+"""An objective with its encoder, from configuration; all that probes and exports need to have built."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from hydra import utils
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig
+
+from pretrain.objective.objective import Objective
+from pretrain.records import UserError
+
+instantiate = partial(utils.instantiate, _convert_="all")  # plain lists and dictionaries all the way down
+
+
+def objective_of(cfg: DictConfig) -> Objective:
+    """The objective with its encoder, without weights: its parameters are on the meta device.
+
+    Raises:
+        UserError: encoder and objective do not fit each other.
+    """
+    try:
+        with torch.device("meta"):
+            objective: Objective = instantiate(cfg.objective)(encoder=instantiate(cfg.encoder))
+    except (InstantiationException, ValueError) as failure:
+        reason = failure.__cause__ if isinstance(failure, InstantiationException) else failure
+        if not isinstance(reason, ValueError):
+            raise
+        raise UserError(str(reason)) from None
+    return objective
+
+
+def materialise(objective: Objective, seed: int, device: torch.device | str = "cpu") -> Objective:
+    """Gives an objective on the meta device its initial weights."""
+    objective.to_empty(device=device)
+    objective.init_weights(seed)
+    return objective

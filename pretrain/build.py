@@ -1,0 +1,159 @@
+"""The one place that turns configuration into objects; below it nobody sees a configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from pretrain.assemble import instantiate, materialise, objective_of
+from pretrain.callback.step import Context
+from pretrain.data.module import ShardData
+from pretrain.files import replace_file
+from pretrain.nn.attention import kernel_for
+from pretrain.objective.objective import Objective
+from pretrain.plan import Plan, plan
+from pretrain.records import Batch, RunState
+from pretrain.trainer import checkpoint
+from pretrain.trainer.clock import Clock
+from pretrain.trainer.feed import Feed
+from pretrain.trainer.lifecycle import Stop
+from pretrain.trainer.module import PretrainModule
+from pretrain.trainer.parallel import OneDevice
+from pretrain.trainer.run_folder import RunFolder
+from pretrain.view.color import Prepare
+
+log = logging.getLogger(__name__)
+
+_IDENTITY = ("seed", "global_batch_size", "encoder", "objective")
+_SETTINGS = ("base_lr", "epochs", "warmup_epochs", "max_steps", "max_minutes", "clip_grad_norm", "optim", "schedule")
+
+
+@dataclass
+class Run:
+    """A run that is ready to start."""
+
+    folder: RunFolder
+    state: RunState
+    clock: Clock
+    stop: Stop
+    module: PretrainModule
+    trainer: Trainer
+    feed: Feed
+
+    def fit(self) -> None:
+        """Trains until the run's end or a signal; what is worth keeping is in the run's folder."""
+        try:
+            if self.clock.end:
+                log.info("%s is finished: %s", self.folder.path, self.clock.end)
+            else:
+                self.trainer.fit(self.module, self.feed)
+                log.info("%s: step %d, %s", self.folder.path, self.state.step, self.state.stopping)
+        finally:
+            self.folder.close()
+
+
+def run_of(cfg: DictConfig) -> Run:
+    """Everything that a run needs, from a configuration that `config.check` found nothing wrong with.
+
+    Raises:
+        UserError: the data, or the folder, are not what such a run needs.
+    """
+    hardware: OneDevice = instantiate(cfg.trainer)
+    data: ShardData = instantiate(cfg.data)
+    sizes = plan(cfg, data.num_samples, hardware.world_size)
+    objective = objective_of(cfg)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    identity = {key: plain[key] for key in _IDENTITY} | {"data": data.identity()}
+    folder = RunFolder(Path(cfg.output_dir), identity, {key: plain[key] for key in _SETTINGS}, cfg.resume)
+    replace_file(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+
+    state = RunState()
+    materialise(objective, cfg.seed)
+    saved = _restore(folder.checkpoint, objective, state)
+    clock = Clock(
+        state,
+        total_steps=sizes.total_steps,
+        steps_per_epoch=sizes.steps_per_epoch,
+        samples_per_step=sizes.global_batch_size,
+        max_seconds=None if sizes.max_minutes is None else 60 * sizes.max_minutes,
+        stop_after_steps=sizes.stop_after_steps,
+    )
+    schedules = {name: instantiate(node)(peak=sizes.lr, warmup=sizes.warmup) for name, node in cfg.schedule.items()}
+    module = PretrainModule(
+        objective=objective,
+        prepare=Prepare(objective.views),
+        clock=clock,
+        optimizer=instantiate(cfg.optim),
+        schedules=schedules,
+        accumulation=sizes.accumulation,
+        clip_grad_norm=cfg.clip_grad_norm,
+        optimizer_state=saved.get("optimizer"),
+    )
+    if hardware.compile:
+        for unit in objective.fsdp_units():
+            unit.compile()
+    stop = Stop(clock, count_first_step=not hardware.compile)
+    context = _context(cfg, sizes, folder, state, data, module)
+    save = instantiate(cfg.checkpoint)(folder=folder.checkpoints, state=state, snapshot=module.snapshot)
+    trainer = Trainer(
+        **hardware.trainer_arguments(),
+        callbacks=[stop, *(instantiate(node)(context) for node in cfg.callback.values()), save],
+        max_epochs=-1,
+        accumulate_grad_batches=sizes.accumulation,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder.path,
+    )
+    log.info(
+        "%s\nattention %s, precision %s", sizes, kernel_for(hardware.device.type, hardware.dtype), hardware.precision
+    )
+    batches = data.batches(cfg.seed, state.samples_seen, sizes.micro_batch, objective.views)
+    return Run(folder, state, clock, stop, module, trainer, Feed(batches, state))
+
+
+def _restore(path: Path | None, objective: Objective, state: RunState) -> dict[str, Any]:
+    """Puts a checkpoint's weights and counters in place and returns the rest of it."""
+    if path is None:
+        return {}
+    saved = checkpoint.load(path)
+    objective.load_state_dict(saved["objective"])
+    state.step, state.samples_seen, state.seconds = (saved[name] for name in ("step", "samples_seen", "seconds"))
+    log.info("goes on from %s (step %d)", path, state.step)
+    return saved
+
+
+def _context(
+    cfg: DictConfig, sizes: Plan, folder: RunFolder, state: RunState, data: ShardData, module: PretrainModule
+) -> Context:
+    views, batch = module.objective.views, sizes.micro_batch
+
+    def prepared(batches: Iterable[Batch]) -> Iterator[Batch]:
+        return (module.prepare(one.to(module.device)) for one in batches)
+
+    def examples(count: int) -> Batch:
+        return next(prepared(data.examples(cfg.seed, count, views)))
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    return Context(
+        folder=folder.path,
+        name=cfg.name,
+        run_id=folder.run_id,
+        state=state,
+        last_step=min(sizes.total_steps, sizes.stop_after_steps or sizes.total_steps),
+        max_seconds=None if sizes.max_minutes is None else 60 * sizes.max_minutes,
+        samples_per_step=sizes.global_batch_size,
+        config=plain,
+        examples=examples,
+        val_batches=None if data.val is None else lambda: prepared(data.val_batches(cfg.seed, batch, views)),
+        loss=module.loss,
+        illustrate=module.illustrate,
+    )

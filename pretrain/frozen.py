@@ -1,0 +1,143 @@
+"""An encoder to probe or to export, from a run's folder or from an export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from pretrain import config
+from pretrain.assemble import instantiate, materialise, objective_of
+from pretrain.data.index import Index
+from pretrain.data.module import Loader, Patterns, open_shards
+from pretrain.data.order import Order, Shuffle
+from pretrain.data.reader import BatchStream, Numbers
+from pretrain.encoder.encoder import Encoder
+from pretrain.files import replace_file
+from pretrain.interop import export
+from pretrain.interop.card import Card
+from pretrain.probe.features import Featurize, Pool, extract, pooled
+from pretrain.records import Batch, UserError
+from pretrain.trainer import checkpoint
+from pretrain.view.color import Prepare
+from pretrain.view.spec import ViewSpec
+
+Weights = Literal["trained", "random", "pixels"]
+
+_BATCH = 256
+
+
+@dataclass
+class Frozen:
+    """An encoder in evaluation mode, the view that it expects, and the card that an export of it would carry."""
+
+    encoder: Encoder
+    view: ViewSpec
+    pool: Pool
+    card: Card
+
+    def featurize(self, weights: Weights, pool: Pool | None, device: torch.device) -> Featurize:
+        """What a probe needs: uint8 batch → features [B, D]. With `weights=pixels` these are the normalised pixels."""
+        prepare, encoder = Prepare([self.view], flip=False).to(device), self.encoder.to(device)
+
+        def features(batch: Batch) -> torch.Tensor:
+            images = prepare(batch.to(device)).views[0][0]
+            return images.flatten(1) if weights == "pixels" else pooled(encoder, images, pool or self.pool)
+
+        return features
+
+    def features(
+        self, patterns: Patterns, weights: Weights = "trained", pool: Pool | None = None, num_workers: int = 4
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [N, D] and labels [N] of all samples of shards, each once, cut centrally.
+
+        Raises:
+            UserError: the shards cannot be read, or a sample has no label.
+        """
+        index = open_shards(patterns)
+        numbers = Numbers(0, 1, _BATCH, index.num_samples)
+        stream = BatchStream(
+            index, Order(index.counts, 0, None), numbers, (self.view,), random=False, threads=num_workers
+        )
+        batches = tqdm(Loader(stream), total=-(-index.num_samples // _BATCH), desc="features", delay=2)
+        return extract(batches, self.featurize(weights, pool, default_device()))
+
+    def augmented(
+        self, index: Index, batch: int, seed: int, pool: Pool | None = None, num_workers: int = 4
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Features [batch, D] and labels [batch] of random crops (8 to 100 % of the area) and flips, without end."""
+        view, device = replace(self.view, scale=(0.08, 1.0), flip=0.5), default_device()
+        prepare, encoder = Prepare([view]).to(device), self.encoder.to(device)
+        order = Order(index.counts, seed, Shuffle())
+        for samples in Loader(BatchStream(index, order, Numbers(0, 1, batch), (view,), threads=num_workers)):
+            moved = prepare(samples.to(device))
+            with torch.no_grad():
+                features = pooled(encoder, moved.views[0][0], pool or self.pool)
+            yield features, moved.labels
+
+    def write(self, out: str | None, accuracy: float, protocol: dict[str, Any]) -> None:
+        """Prints a probe's accuracy and writes it as json, with all that was asked for."""
+        result = {"accuracy": accuracy, "protocol": protocol, "run_id": self.card.run_id, "step": self.card.step}
+        print(
+            f"accuracy {accuracy:.2%}  ({protocol['protocol']}, {protocol['weights']} weights, step {self.card.step})"
+        )
+        if out is not None:
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(Path(out), json.dumps(result, indent=1).encode())
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(path: Path, weights: Weights = "trained") -> Frozen:
+    """The encoder of a run's newest checkpoint, or of an exported folder.
+
+    Args:
+        path: of the run's folder, or of an export.
+        weights: `random` gives the weights that a run's seed began with (an export's: those of seed 0).
+
+    Raises:
+        UserError: it is neither, or the run has no checkpoint yet.
+    """
+    exported = export.read(path)
+    if exported is None:
+        return _from_run(path, weights)
+    card, state = exported
+    _refuse(path, config.check_nodes({"encoder": card.encoder, "view": card.view}))
+    encoder: Encoder = instantiate(card.encoder)
+    if weights == "trained":
+        encoder.load_state_dict(state)
+    return Frozen(encoder.eval(), ViewSpec(**card.view), card.pool, card)  # type: ignore[arg-type]
+
+
+def _from_run(path: Path, weights: Weights) -> Frozen:
+    if not (path / "config.yaml").is_file() or not (path / "run.json").is_file():
+        raise UserError(f"checkpoint={path}: it is neither a run's folder nor an export")
+    cfg: Any = OmegaConf.load(path / "config.yaml")
+    plain: Any = OmegaConf.to_container(cfg)
+    nodes = {key: plain[key] for key in ("encoder", "objective")}
+    _refuse(path, config.check_nodes(nodes, plain["allow_targets"]))
+    objective = materialise(objective_of(cfg), cfg.seed)
+    newest, step = checkpoint.newest(path / "checkpoints"), 0
+    if weights == "trained":
+        if newest is None:
+            raise UserError(f"checkpoint={path}: the run has no complete checkpoint yet")
+        saved = checkpoint.load(newest)
+        objective.load_state_dict(saved["objective"])
+        step = saved["step"]
+    run_id, view = json.loads((path / "run.json").read_text(encoding="utf-8"))["run_id"], objective.views[0]
+    card = Card("", run_id, step, plain["encoder"], asdict(view), objective.pool)
+    return Frozen(objective.encoder_for_export.eval(), view, objective.pool, card)
+
+
+def _refuse(path: Path, mistakes: list[str]) -> None:
+    if mistakes:
+        raise UserError(f"checkpoint={path}: " + "; ".join(mistakes))

@@ -1,0 +1,50 @@
+"""What an export says of itself, in `pretrain.json` beside the weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.records import UserError
+
+NAME = "pretrain.json"
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where weights come from and how to use them.
+
+    Args:
+        format: `timm`, `hf` or `onnx`, the system that it is for.
+        run_id, step: the run that made them, and when.
+        encoder: `_target_` and all arguments of the encoder's constructor.
+        view: the arguments of the `ViewSpec` whose evaluation crop and colours the encoder expects.
+        pool: how to make one vector of its tokens: `cls` or `mean`.
+    """
+
+    format: str
+    run_id: str
+    step: int
+    encoder: dict[str, Any]
+    view: dict[str, Any]
+    pool: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+
+def read(folder: Path) -> Card | None:
+    """The card in a folder, None if there is none.
+
+    Raises:
+        UserError: there is one, but it is not ours.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        return Card(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"`{path}` is not what an export wrote") from None

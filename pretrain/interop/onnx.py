@@ -1,0 +1,61 @@
+"""ONNX: a graph from normalised images to all tokens, for any batch size, that needs no Python to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.encoder.encoder import Encoder
+from pretrain.interop.card import Card
+from pretrain.records import UserError
+
+_NAME = "model.onnx"
+
+
+class _Tokens(nn.Module):
+    """An encoder with one tensor as output: [B, 1 + L, D], the class token first if there is one."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.encoder(images)
+        return tokens.patches if tokens.cls is None else torch.cat([tokens.cls[:, None], tokens.patches], dim=1)
+
+
+def refuse(card: Card) -> None:
+    """Any encoder can be said."""
+
+
+def fill(folder: Path, card: Card, encoder: Encoder) -> None:
+    """Writes the graph with its weights."""
+    images = torch.zeros(2, encoder.in_chans, *encoder.img_size)
+    torch.onnx.export(
+        _Tokens(encoder).eval(),
+        (images,),
+        folder / _NAME,
+        input_names=["images"],
+        output_names=["tokens"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        external_data=False,
+        dynamo=True,
+        verbose=False,
+    )
+
+
+def to_ours(folder: Path) -> dict[str, Tensor]:
+    """Not possible: a graph does not name its weights."""
+    raise UserError(
+        f"checkpoint={folder}: an ONNX export holds a graph, not an encoder; take the run or another export"
+    )
+
+
+def features(folder: Path, images: Tensor) -> Tensor:
+    """All tokens [B, 1 + L, D] of normalised images, by onnxruntime itself."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / _NAME, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["tokens"], {"images": images.numpy()})[0])

@@ -1,0 +1,26 @@
+"""The files of an export: safetensors, which hold numbers and nothing that could run, and json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_NAME = "model.safetensors"
+
+
+def save(folder: Path, tensors: dict[str, Tensor], descriptions: dict[str, dict[str, Any]]) -> None:
+    """Writes weights in float32 and the json files that describe them, file name → content."""
+    whole = {key: tensor.detach().float().contiguous() for key, tensor in tensors.items()}
+    save_file(whole, folder / _NAME, metadata={"format": "pt"})
+    (folder / _NAME).chmod(0o644)  # safetensors leaves it to its owner alone
+    for name, content in descriptions.items():
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    """The weights in a folder."""
+    return load_file(folder / _NAME)

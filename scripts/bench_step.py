@@ -1,0 +1,150 @@
+"""Times a training step (forward, loss, backward) of MAE against other implementations of the same model, in one run.
+
+    python scripts/bench_step.py +experiment=mae_vitb trainer=cpu batch=8 out=bench.json
+
+The variants take turns and each is given its fastest round, so that a noisy machine slows all of them alike. Baselines:
+transformers' ViTMAEForPreTraining and lightly's MAE, both with torch's fused attention (extras `interop` and `bench`).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor
+
+from pretrain import config
+from pretrain.arguments import script_with_overrides
+from pretrain.assemble import instantiate, materialise, objective_of
+from pretrain.records import Batch, Progress, UserError
+
+Step = Callable[[Tensor], Tensor]  # normalised images [B, 3, H, W] → loss
+
+
+@dataclass(frozen=True)
+class Arguments:
+    batch: int = 8
+    rounds: int = 5
+    out: str | None = None
+
+
+def ours(cfg: DictConfig, device: torch.device) -> Step:
+    objective = materialise(objective_of(cfg), seed=0, device=device)
+
+    def step(images: Tensor) -> Tensor:
+        g = torch.arange(len(images), device=images.device)
+        return objective(Batch((images[None],), g, g, [], 0), Progress(0, 1, 1)).loss
+
+    return step
+
+
+def huggingface(cfg: DictConfig, device: torch.device) -> Step:
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    encoder, decoder = cfg.encoder, cfg.objective.decoder
+    model: Any = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            image_size=encoder.img_size,
+            patch_size=encoder.patch_size,
+            hidden_size=encoder.embed_dim,
+            num_hidden_layers=encoder.depth,
+            num_attention_heads=encoder.num_heads,
+            intermediate_size=int(encoder.embed_dim * encoder.mlp_ratio),
+            decoder_hidden_size=decoder.embed_dim,
+            decoder_num_hidden_layers=decoder.depth,
+            decoder_num_attention_heads=decoder.num_heads,
+            decoder_intermediate_size=int(decoder.embed_dim * decoder.mlp_ratio),
+            mask_ratio=cfg.objective.mask_ratio,
+            norm_pix_loss=cfg.objective.norm_pix,
+            layer_norm_eps=encoder.norm_eps,
+            attn_implementation="sdpa",
+        )
+    )
+    model.to(device).train()
+    return lambda images: model(pixel_values=images).loss
+
+
+def lightly(cfg: DictConfig, device: torch.device) -> Step:
+    from lightly.models import utils
+    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+    from timm.models.vision_transformer import VisionTransformer
+
+    encoder, sizes = cfg.encoder, cfg.objective.decoder
+    names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    vit = MaskedVisionTransformerTIMM(VisionTransformer(**{name: encoder[name] for name in names}, num_classes=0))
+    decoder: Any = MAEDecoderTIMM(
+        num_patches=(encoder.img_size // encoder.patch_size) ** 2,
+        patch_size=encoder.patch_size,
+        embed_dim=encoder.embed_dim,
+        decoder_embed_dim=sizes.embed_dim,
+        decoder_depth=sizes.depth,
+        decoder_num_heads=sizes.num_heads,
+        mlp_ratio=sizes.mlp_ratio,
+    )
+    vit.to(device).train()
+    decoder.to(device).train()
+
+    def step(images: Tensor) -> Tensor:
+        size = (len(images), vit.sequence_length)
+        keep, mask = utils.random_token_mask(size=size, mask_ratio=cfg.objective.mask_ratio, device=images.device)
+        encoded = decoder.embed(vit.encode(images=images, idx_keep=keep))
+        tokens = utils.repeat_token(decoder.mask_token, size)
+        tokens = utils.set_at_index(tokens, keep, encoded.type_as(tokens))
+        prediction = decoder.predict(utils.get_at_index(decoder.decode(tokens), mask))
+        target = utils.get_at_index(utils.patchify(images, encoder.patch_size), mask - 1)
+        return F.mse_loss(prediction.float(), utils.normalize_mean_var(target))
+
+    return step
+
+
+VARIANTS = {"pretrain": ours, "transformers": huggingface, "lightly": lightly}
+
+
+def main(arguments: Arguments, overrides: list[str]) -> None:
+    if lines := [line for line in config.mistakes(overrides) if not line.startswith(("data.train", "data.val"))]:
+        raise UserError("\n".join(lines))
+    cfg = config.composed(overrides)
+    hardware = instantiate(cfg.trainer)
+    device, size = hardware.device, cfg.encoder.img_size
+    images = torch.randn(arguments.batch, 3, size, size, device=device)
+    steps = {name: make(cfg, device) for name, make in VARIANTS.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(arguments.rounds + 1):
+        for name, step in steps.items():
+            times[name].append(timed(step, images, hardware.dtype))
+    result: dict[str, Any] = {}
+    for name, (_, *rounds) in times.items():  # the first warms up
+        speed = arguments.batch / min(rounds)
+        spread = (max(rounds) - min(rounds)) / statistics.median(rounds)
+        ratio = min(times["pretrain"][1:]) / min(rounds)
+        result[name] = {"images_per_second": speed, "ratio": ratio, "spread": spread}
+        print(f"{name:13s} {speed:9.2f} images/s   {ratio:.2f} of ours   spread of rounds {spread:.0%}")
+    result["run"] = asdict(arguments) | {"overrides": overrides, "device": str(device), "precision": hardware.precision}
+    result["run"] |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    if arguments.out is not None:
+        Path(arguments.out).write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def timed(step: Step, images: Tensor, dtype: torch.dtype) -> float:
+    """Seconds of one forward and backward pass."""
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        loss = step(images)
+    loss.backward()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    script_with_overrides(Arguments, __doc__ or "", main)

@@ -1,0 +1,46 @@
+"""Says what a run will amount to, without shards, a GPU or weights.
+
+    python scripts/plan.py +experiment=mae_vitl devices=64 global_batch_size=4096
+
+All words but `devices` and `num_samples` are overrides, as `python -m pretrain` takes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pretrain import config
+from pretrain.arguments import script_with_overrides
+from pretrain.assemble import objective_of
+from pretrain.plan import cost, plan
+from pretrain.records import Batch, UserError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    devices: int = 1
+    num_samples: int | None = None  # of an epoch; by default what the recipe states
+
+
+def main(arguments: Arguments, overrides: list[str]) -> None:
+    # neither shards nor the recipe's hardware are needed to plan
+    lines = config.mistakes(overrides)
+    if wrong := [line for line in lines if not line.startswith(("data.train", "data.val", "trainer.accelerator"))]:
+        raise UserError("\n".join(wrong))
+    cfg = config.composed(overrides)
+    samples = arguments.num_samples or cfg.data.num_samples
+    if samples is None:
+        raise UserError("num_samples=… is missing: this configuration does not state data.num_samples")
+    print(plan(cfg, samples, arguments.devices))
+    objective = objective_of(cfg)
+    views = tuple(
+        torch.empty(view.count, 1, len(view.mean), *view.height_width, device="meta") for view in objective.views
+    )
+    number = torch.empty(1, dtype=torch.int64, device="meta")
+    print(cost(objective, objective.encoder_for_export, Batch(views, number, number, [""], 0)))
+
+
+if __name__ == "__main__":
+    script_with_overrides(Arguments, __doc__ or "", main)
