@@ -1,0 +1,85 @@
+"""Throughput, evaluation, pictures and the progress line, inside a run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pretrain.callback.pictures import draw_curves
+from pretrain.records import RunState
+from tests.data.shards import write_shards
+from tests.job import Job
+
+
+def test_speed_leaves_out_what_is_set_aside() -> None:
+    state = RunState()
+    with state.set_aside():
+        time.sleep(0.05)
+    assert 0.05 <= state.aside < 0.5
+
+
+def test_throughput_counts_images_and_waiting(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pretrain.trainer.module import PretrainModule
+
+    illustrate = PretrainModule.illustrate
+    monkeypatch.setattr(PretrainModule, "illustrate", lambda self, batch: (time.sleep(0.4), illustrate(self, batch))[1])
+    job.run("callback.log.every_steps=4", "callback.pictures.every_steps=2")
+    for row in job.rows():
+        assert 0 <= row["data_wait"] <= 1
+        assert row["images_per_second"] > 8 * 4 / 0.8  # with the pictures' time it would be below
+        assert 0.01 < row["peak_memory_gb"] < 50
+
+
+def test_validation_does_not_disturb_training(job: Job, tmp_path: Path) -> None:
+    job.run()
+    plain = job.losses()
+    write_shards(tmp_path / "val", [9])
+    job.out = tmp_path / "with-val"
+    job.run(f"data.val={tmp_path / 'val'}", "callback.evaluate.every_steps=1", "callback.pictures.every_steps=1")
+    assert job.losses() == plain
+    values = [row["val_loss"] for row in job.rows()]
+    assert len(set(values)) == 12
+    assert all(np.isfinite(values))
+
+
+def test_pictures_show_the_same_samples_every_time(job: Job) -> None:
+    job.run("callback.pictures.every_steps=6", "callback.pictures.samples=3")
+    first, second = (
+        torch.from_numpy(np.asarray(Image.open(path)).copy())
+        for path in sorted((job.out / "pictures").glob("reconstruction_*.png"))
+    )
+    assert first.shape[1] >= 480 - 24  # enlarged, so that a person sees something
+    third = first.shape[1] // 3
+    assert torch.equal(first[:, : 2 * third], second[:, : 2 * third])  # image and visible part
+    assert not torch.equal(first[:, 2 * third :], second[:, 2 * third :])  # what is learned
+
+
+def test_curves_are_drawn_from_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.0, "lr": 0.1}\n{"step": 2, "loss": null, "lr": 0.1}\n'
+    )
+    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    assert Image.open(tmp_path / "loss.png").width > 400
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_progress_line_has_speed_and_time_left(
+    job: Job,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    with caplog.at_level(logging.INFO):
+        job.run("callback.progress.every_seconds=0")
+    text = capsys.readouterr().err if terminal else caplog.text
+    assert "step 12/12 · loss" in text
+    assert "images/s · ETA 0:00:00" in text
+    assert ("100%|" in text) is terminal

@@ -1,0 +1,60 @@
+"""wandb: a copy of the metrics that training neither stops nor waits for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain.callback import wandb
+from pretrain.callback.wandb import WandbProcess
+from tests.job import Job
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+
+
+def test_without_a_key_it_is_offline_and_says_so_in_one_line(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        job.run("callback.log.wandb=auto")
+    lines = [record.getMessage() for record in caplog.records if "wandb" in record.getMessage()]
+    assert lines == [f"wandb: offline, in {job.out / 'wandb'} (`wandb sync` uploads it; log in by `wandb login`)"]
+    (file,) = (job.out / "wandb").glob("offline-run-*/*.wandb")
+    content = file.read_bytes()
+    assert b"grad_norm" in content
+    assert content.count(b"samples_seen") >= 12  # a row a step
+
+
+def test_a_service_that_cannot_be_reached_costs_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(wandb, "_PATIENCE", 1.0)
+    start = time.monotonic()
+    process = WandbProcess(tmp_path, "p", "n", "id1", {}, "auto")
+    for step in range(100):
+        process.write({"step": step, "loss": 1.0})
+    assert time.monotonic() - start < 1.0
+    process.close()
+    assert time.monotonic() - start < 5.0
+    assert "metrics.jsonl" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("netrc", "expected"), [("machine api.wandb.ai login user password x", True), ("machine x", False)]
+)
+def test_a_key_may_stand_in_the_netrc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, netrc: str, expected: bool
+) -> None:
+    (tmp_path / "netrc").write_text(netrc)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert wandb._has_key() is expected
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert wandb._has_key()

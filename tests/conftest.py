@@ -1,0 +1,60 @@
+"""Where the tests find what the project does not ship: real images and the originals' outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.job import Job
+
+
+def _folder(variable: str, what: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set: it names the folder with {what}")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real image shards."""
+    return _folder("PRETRAIN_TEST_DATA", "real image shards")
+
+
+class Golden:
+    """A file of inputs and outputs of an original implementation."""
+
+    def __init__(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            self.config = json.loads(file.metadata()["config"])
+            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self.tensors[key]
+
+    def state(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """The golden file that the test's `golden` parameter names."""
+    folder = _folder("PRETRAIN_GOLDEN_DIR", "outputs of the original implementations")
+    return Golden(folder / f"{request.param}.safetensors")
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    """The tolerance of the golden files: max |a − b| ≤ 1e-5 · max |b|. Both sides are float32 sums in other orders."""
+    assert ours.shape == theirs.shape
+    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A run small enough for a test."""
+    return Job(tmp_path)

@@ -1,0 +1,128 @@
+"""The data of a run: loaders, their processes, and their failures."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.data.module import ShardData, open_shards
+from pretrain.data.order import Shuffle
+from pretrain.records import UserError
+from pretrain.view.spec import ViewSpec
+from tests.data.shards import image_bytes, write_shards, write_tar
+
+VIEW = ViewSpec(8)
+
+
+def data(tmp_path: Path, **arguments: object) -> ShardData:
+    write_shards(tmp_path / "d", [10, 7, 1])
+    return ShardData(str(tmp_path / "d"), index_dir=str(tmp_path / "i"), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_reader_process_gives_what_reading_here_gives(tmp_path: Path) -> None:
+    loaders = [data(tmp_path, num_workers=threads).batches(3, 4, 6, [VIEW]) for threads in (0, 2)]
+    for here, there in itertools.islice(zip(*loaders, strict=True), 8):
+        assert torch.equal(here.views[0], there.views[0])
+        assert here.keys == there.keys
+        assert there.views[0].dtype == torch.uint8
+        assert there.views[0].is_shared()  # nothing was copied on the way
+
+
+def test_validation_is_the_same_every_time(tmp_path: Path) -> None:
+    write_shards(tmp_path / "v", [5])
+    with_val = data(tmp_path, val=str(tmp_path / "v"), num_workers=0, val_samples=4)
+    batches = [[batch.views[0] for batch in with_val.val_batches(0, 3, [VIEW])] for _ in range(2)]
+    assert [len(view[0]) for view in batches[0]] == [3, 1]
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+    (examples,) = with_val.examples(0, 2, [VIEW])
+    assert torch.equal(examples.views[0], batches[0][0][:, :2])
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_shard_that_vanishes_stops_the_run_with_a_sentence(tmp_path: Path, threads: int) -> None:
+    loader = data(tmp_path, num_workers=threads, shuffle=Shuffle(1, 1, 1, 1)).batches(0, 0, 2, [VIEW])
+    for shard in (tmp_path / "d").iterdir():
+        shard.unlink()
+    with pytest.raises(UserError, match=r"cannot read.*s-00000"):
+        list(itertools.islice(loader, 40))
+
+
+def test_too_many_bad_samples_stop_the_run_and_name_the_worst_shard(tmp_path: Path) -> None:
+    write_shards(tmp_path / "d", [40])
+    bad = [(f"b{n}.png", b"no image") for n in range(4)] + [(f"g{n}.png", image_bytes(n)) for n in range(6)]
+    write_tar(tmp_path / "d" / "worst.tar", bad)
+    shards = ShardData(str(tmp_path / "d"), num_workers=0, index_dir=str(tmp_path / "i"), max_bad_fraction=0.01)
+    with pytest.raises(
+        UserError, match=r"11 of \d+ samples cannot be decoded.*max_bad_fraction=0.01.*`worst.tar` with 11"
+    ):
+        list(itertools.islice(shards.batches(0, 0, 10, [VIEW]), 1000))
+    tolerant = ShardData(str(tmp_path / "d"), num_workers=0, index_dir=str(tmp_path / "i"), max_bad_fraction=0.2)
+    loader = tolerant.batches(0, 0, 10, [VIEW])
+    list(itertools.islice(loader, 100))
+    assert loader.bad["worst.tar"] >= 80  # 4 in each of 20 epochs, and some stand-ins
+
+
+def test_shards_without_images_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "t.tar", [("a.txt", b"words")])
+    with pytest.raises(UserError, match="no image in any of the 1 shards"):
+        open_shards(str(tmp_path / "t.tar"), str(tmp_path / "i"))
+
+
+def test_identity_names_the_difference(tmp_path: Path) -> None:
+    one, other = data(tmp_path).identity(), data(tmp_path, shuffle=Shuffle(window=64)).identity()
+    assert one["digest"] == other["digest"]
+    assert one != other
+    assert one["shards"][1].startswith("s-000001.tar 7 ")
+
+
+SCRIPT = """
+    import sys, time
+    from pretrain.data.module import ShardData
+    from pretrain.view.spec import ViewSpec
+    loader = ShardData(sys.argv[1], num_workers=2, index_dir=sys.argv[2]).batches(0, 0, 4, [ViewSpec(8)])
+    batches = iter(loader)
+    for _ in range(5):
+        next(batches)
+    from pretrain.data.module import _READERS
+    print(next(iter(_READERS)).pid, flush=True)
+    sys.stdin.readline()
+    if sys.argv[3] == "raise":
+        raise RuntimeError("a bug")
+"""
+
+
+@pytest.mark.parametrize("how", ["end", "raise", "kill"])
+def test_a_reader_ends_with_its_trainer(tmp_path: Path, how: str) -> None:
+    """At its end, at an exception, at SIGKILL. The script has no `__main__` guard: readers must not run it again."""
+    write_shards(tmp_path / "d", [10, 7, 1])
+    arguments = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "d"), str(tmp_path / "i"), how]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(arguments, text=True, **pipes)
+    assert process.stdout is not None
+    reader = int(process.stdout.readline())
+    os.kill(reader, signal.SIGTERM)  # what a scheduler sends to all: not for the reader
+    time.sleep(0.5)
+    os.kill(reader, 0)
+    if how == "kill":
+        process.kill()
+    process.communicate("\n", timeout=30)
+    deadline = time.monotonic() + 20
+    while _lives(reader):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,121 @@
+"""The reader: the right samples, whatever the ranks, threads and entry points, and what happens to bad ones."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.data.index import Index, open_index
+from pretrain.data.order import Order, Shuffle
+from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
+from pretrain.records import Batch
+from pretrain.view.spec import ViewSpec
+from tests.data.shards import image_bytes, write_shards, write_tar
+
+SMALL = Shuffle(streams=3, run_length=2, run_window=4, window=4)
+VIEW = ViewSpec(8, scale=(0.5, 1.0))
+
+
+def stream(
+    index: Index, numbers: Numbers, threads: int = 0, shuffle: Shuffle | None = SMALL, seed: int = 0
+) -> BatchStream:
+    return BatchStream(index, Order(index.counts, seed, shuffle), numbers, (VIEW,), threads=threads)
+
+
+def colours(batch: Batch) -> list[int]:
+    """Which samples these are, by their pixels."""
+    pixels = batch.views[0][0, :, :, 4, 4].int()
+    return (pixels[:, 0] * 256 + pixels[:, 1]).tolist()
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    return open_index(write_shards(tmp_path / "d", [10, 7, 1]), str(tmp_path / "i"))
+
+
+@pytest.mark.parametrize(("world", "threads"), [(1, 0), (2, 0), (2, 2), (3, 1)])
+def test_uneven_shards_come_whole_on_any_ranks_and_threads(index: Index, world: int, threads: int) -> None:
+    """Shards of 10, 7 and 1 samples: nothing is lost, repeated or waited for, in three epochs of 18."""
+    ranks = [iter(stream(index, Numbers(rank, world, 3), threads)) for rank in range(world)]
+    seen: dict[int, int] = {}
+    for _ in range(3 * 18 // (3 * world)):
+        for rank in ranks:
+            batch = next(rank)
+            assert batch.views[0].dtype == torch.uint8
+            assert [int(key) for key in batch.keys] == colours(batch)
+            assert [key % 10 for key in colours(batch)] == batch.labels.tolist()
+            seen.update(zip(batch.g.tolist(), colours(batch), strict=True))
+    assert sorted(seen) == list(range(54))
+    for epoch in range(3):
+        assert sorted(seen[g] for g in range(18 * epoch, 18 * epoch + 18)) == list(range(18))
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_any_entry_continues_the_same_stream(index: Index, threads: int) -> None:
+    whole = list(itertools.islice(stream(index, Numbers(0, 1, 2), threads), 30))
+    for start in (2, 10, 34):
+        (later,) = itertools.islice(stream(index, Numbers(start, 1, 2)), 1)
+        expected = whole[start // 2]
+        assert later.keys == expected.keys
+        assert torch.equal(later.views[0], expected.views[0])
+        assert later.g.tolist() == [start, start + 1]
+
+
+def test_threads_change_nothing(index: Index) -> None:
+    for one, other in itertools.islice(
+        zip(stream(index, Numbers(0, 1, 5), 0), stream(index, Numbers(0, 1, 5), 4), strict=False), 20
+    ):
+        assert torch.equal(one.views[0], other.views[0])
+        assert (one.keys, one.labels.tolist()) == (other.keys, other.labels.tolist())
+
+
+def test_a_finite_stream_ends_with_what_is_left(index: Index) -> None:
+    batches = list(stream(index, Numbers(0, 1, 8, stop=18), threads=2, shuffle=None))
+    assert [len(batch) for batch in batches] == [8, 8, 2]
+    assert [key for batch in batches for key in colours(batch)] == list(range(18))
+
+
+def test_bytes_are_let_go(index: Index) -> None:
+    reading = stream(index, Numbers(0, 1, 4))
+    from pretrain.data.reader import Inline, Windows
+
+    windows = Windows(index, reading.order, reading.numbers, Inline())
+    most = 0
+    for gs in itertools.islice(reading.numbers.batches(), 45):
+        for g in gs:
+            windows.ask(g)
+        for g in gs:
+            windows.take(g)
+        most = max(most, len(windows._samples))
+    assert most <= SMALL.streams * SMALL.window  # the stated bound
+    assert len(windows._asked) <= SMALL.streams
+
+
+def broken_index(tmp_path: Path, broken: set[int], count: int = 20) -> Index:
+    members = [(f"{n:05d}.png", b"no image" if n in broken else image_bytes(n)) for n in range(count)]
+    return open_index([str(write_tar(tmp_path / "t.tar", members))], str(tmp_path / "i"))
+
+
+def test_a_bad_sample_is_replaced_by_one_that_depends_on_seed_and_g_alone(tmp_path: Path) -> None:
+    index = broken_index(tmp_path, {3, 11})
+    runs = []
+    for threads, batch in ((0, 4), (2, 5)):
+        batches = list(stream(index, Numbers(0, 1, batch, stop=40), threads))
+        bad = [(one.g, one.key) for item in batches for one in item.replaced]
+        runs.append((bad, [key for item in batches for key in colours(item)]))
+    assert runs[0] == runs[1]
+    bad, seen = runs[0]
+    assert sorted(key for _, key in bad) == ["00003", "00003", "00011", "00011"]
+    good = set(range(20)) - {3, 11}
+    for epoch in range(2):
+        assert set(seen[20 * epoch : 20 * epoch + 20]) == good  # every good one, and stand-ins among them
+    assert {one.cause for item in batches for one in item.replaced} != {""}
+
+
+def test_data_without_any_image_ends_with_a_sentence(tmp_path: Path) -> None:
+    index = broken_index(tmp_path, set(range(20)))
+    with pytest.raises(BrokenDataError, match=r"samples in a row cannot be decoded, last `\d+` of `t.tar`"):
+        next(iter(stream(index, Numbers(0, 1, 4))))

@@ -1,0 +1,74 @@
+"""A run small enough for a test, on shards made by the test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pretrain import build
+from pretrain.config import check, composed
+from tests.data.shards import write_shards
+
+SMALL = [
+    "+experiment=mae_digits",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "encoder.img_size=8",
+    "encoder.embed_dim=24",
+    "encoder.depth=2",
+    "objective.decoder.embed_dim=16",
+    "objective.decoder.depth=1",
+    "global_batch_size=8",
+    "data.num_workers=0",
+    "data.shuffle.streams=3",
+    "data.shuffle.window=4",
+    "callback.log.every_steps=1",
+    "callback.log.wandb=disabled",
+    "max_steps=12",
+]
+
+
+class Job:
+    """Shards, an output folder, and runs of the small configuration in it."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.tmp = tmp_path
+        self.shards = tmp_path / "shards"
+        self.out = tmp_path / "run"
+        write_shards(self.shards, [10, 7, 1, 23])
+
+    def overrides(self, *extra: str) -> list[str]:
+        """The small configuration with some keys replaced."""
+        mine = [f"data.train={self.shards}", f"data.index_dir={self.tmp / 'index'}", f"output_dir={self.out}"]
+        replaced = {word.lstrip("+").partition("=")[0] for word in extra}
+        kept = [word for word in (*SMALL, *mine) if word.lstrip("+").partition("=")[0] not in replaced]
+        return [*kept, *extra]
+
+    def run(self, *extra: str) -> build.Run:
+        """Trains in this process."""
+        cfg = composed(self.overrides(*extra))
+        assert check(cfg) == []
+        run = build.run_of(cfg)
+        run.fit()
+        return run
+
+    def start(self, *extra: str) -> subprocess.Popen[str]:
+        """Trains in a process of its own."""
+        command = [sys.executable, "-m", "pretrain", *self.overrides(*extra)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.tmp)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The journal."""
+        path = self.out / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def losses(self) -> dict[int, str]:
+        """The loss of each step to the last bit; a step that stands there twice is an error."""
+        losses: dict[int, str] = {}
+        for row in self.rows():
+            assert row["step"] not in losses
+            losses[row["step"]] = float(row["loss"]).hex()
+        return losses

@@ -1,0 +1,149 @@
+"""MAE: the loss as its definition, and what may and may not influence it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from pretrain.encoder.vit import ViT
+from pretrain.nn.patch import PixelOrder, patchify
+from pretrain.objective.decoder import Decoder
+from pretrain.objective.mae import MAE
+from pretrain.records import Batch, Progress
+from pretrain.view.spec import ViewSpec
+
+PROGRESS = Progress(0, 10, 5)
+
+
+def build(**arguments: object) -> MAE:
+    encoder = ViT(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=3)
+    decoder = partial(Decoder, embed_dim=16, depth=2, num_heads=2)
+    mae = MAE(encoder, decoder, ViewSpec(16), **arguments)  # type: ignore[arg-type]
+    mae.init_weights(0)
+    return mae.eval()
+
+
+def batch_of(count: int, start: int = 0) -> Batch:
+    images = torch.stack(
+        [torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(g)) for g in range(start, start + count)]
+    )
+    return Batch((images[None],), torch.arange(start, start + count), torch.full((count,), -1), [""] * count, seed=4)
+
+
+def loss_by_loops(mae: MAE, images: torch.Tensor, visible: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """The definition: over all masked patches, the mean of the mean squared error of their pixels."""
+    prediction, total, count = mae.reconstruct(images, visible, masked), 0.0, 0
+    for sample in range(len(images)):
+        for patch in masked[sample].tolist():
+            row, column = divmod(patch, 4)
+            square = images[sample, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            pixels = (square if mae.pixel_order == "chw" else square.permute(1, 2, 0)).flatten()
+            if mae.norm_pix:
+                mean = pixels.sum() / 48
+                variance = ((pixels - mean) ** 2).sum() / 47
+                pixels = (pixels - mean) / (variance + 1e-6) ** 0.5
+            total += sum((prediction[sample, patch, i] - pixels[i]) ** 2 for i in range(48)) / 48
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+@pytest.mark.parametrize("pixel_order", ["hwc", "chw"])
+def test_loss_equals_its_definition(norm_pix: bool, pixel_order: PixelOrder) -> None:
+    mae, batch = build(norm_pix=norm_pix, pixel_order=pixel_order), batch_of(2)
+    images = batch.views[0][0]
+    visible, masked = mae.mask(images, batch)
+    expected = loss_by_loops(mae, images, visible, masked)
+    torch.testing.assert_close(mae(batch, PROGRESS).loss, expected, rtol=1e-5, atol=0)  # float32 sums in other orders
+
+
+def test_loss_of_a_batch_is_the_mean_over_its_samples() -> None:
+    """So micro-batches, ranks and neighbours do not matter: masks are the sample's own."""
+    mae, batch = build(), batch_of(4)
+    single = torch.stack([mae(batch_of(1, start=g), PROGRESS).loss for g in range(4)])
+    torch.testing.assert_close(mae(batch, PROGRESS).loss, single.mean())
+
+
+def test_masks_change_with_seed_and_sample() -> None:
+    mae, batch = build(), batch_of(2)
+    images = batch.views[0][0]
+    visible, _ = mae.mask(images, batch)
+    assert not torch.equal(visible[0], visible[1])
+    assert not torch.equal(visible, mae.mask(images, replace(batch, seed=5))[0])
+    assert torch.equal(visible, mae.mask(images, batch)[0])
+
+
+def test_gradients_reach_every_trained_parameter() -> None:
+    mae = build().train()
+    mae(batch_of(2), PROGRESS).loss.backward()
+    for name, parameter in mae.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_masked_predictions_are_some_of_all() -> None:
+    mae, batch = build(), batch_of(2)
+    images = batch.views[0][0]
+    visible, masked = mae.mask(images, batch)
+    everything = mae.reconstruct(images, visible, masked)
+    some = mae.decoder(mae.encoder(images, visible), visible, masked)
+    torch.testing.assert_close(some, everything.gather(1, masked[..., None].expand_as(some)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "decoder_positions", "millions"),
+    [
+        ({}, 197, 111.9),
+        ({"embed_dim": 1024, "depth": 24, "num_heads": 16}, 197, 329.5),
+        ({"embed_dim": 1280, "depth": 32, "num_heads": 16, "patch_size": 14}, 257, 657.1),
+    ],
+)
+def test_parameter_counts_are_the_official_ones(sizes: dict[str, int], decoder_positions: int, millions: float) -> None:
+    with torch.device("meta"):
+        mae = MAE(ViT(**sizes), Decoder, ViewSpec(224))
+    fixed = decoder_positions * 512  # the original counts the decoder's fixed table, which we do not keep
+    assert round((sum(parameter.numel() for parameter in mae.parameters()) + fixed) / 1e6, 1) == millions
+
+
+def test_pictures_show_the_image_the_visible_part_and_the_reconstruction() -> None:
+    mae, batch = build(), batch_of(3)
+    picture = mae.illustrate(batch)["reconstruction"]
+    assert picture.shape == (3, 3 * 16, 3 * 16)
+    assert picture.dtype == torch.uint8
+    visible, masked = mae.mask(batch.views[0][0], batch)
+    original, seen, filled = (
+        patchify(picture[None, :, :16, 16 * column : 16 * column + 16].float(), 4)[0] for column in range(3)
+    )
+    assert torch.equal(original[visible[0]], seen[visible[0]])
+    assert torch.equal(original[visible[0]], filled[visible[0]])
+    assert (seen[masked[0]] == seen[masked[0]][:, :1]).view(-1, 3, 16).all(dim=(0, 2))[0]  # one grey
+    assert not torch.equal(seen[masked[0]], filled[masked[0]])
+
+
+def test_a_perfect_prediction_is_turned_back_into_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    mae, batch = build(), batch_of(2)
+    images = batch.views[0][0].clamp(-1.5, 1.5)  # colours that uint8 can show
+    patches = patchify(images, 4, order="hwc")
+    perfect = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    monkeypatch.setattr(mae, "reconstruct", lambda *_: perfect)
+    picture = mae.illustrate(replace(batch, views=(images[None],)))["reconstruction"]
+    difference = picture[:, :, :16].int() - picture[:, :, 32:].int()
+    assert difference.abs().max() <= 1  # rounding
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"mask_ratio": 1.0}, "`mask_ratio` must be between 0 and 1"), ({"mask_ratio": 0}, "mask_ratio")],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**arguments)
+
+
+def test_a_view_that_is_no_multiple_of_the_mask_unit_is_refused() -> None:
+    with pytest.raises(ValueError, match="view of 18×18 pixels cannot be cut into mask units of 4"):
+        MAE(ViT(img_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=3), Decoder, ViewSpec(18))

@@ -1,0 +1,282 @@
+"""Mistakes are found before anything is built, all at once; recipes compose to the published numbers."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from pretrain import config
+from pretrain.arguments import quote, split_list
+from pretrain.config import check, check_nodes, composed, locate, matches, mistakes
+from pretrain.plan import plan
+from tests.data.shards import write_shards
+
+EXPERIMENTS = sorted(path.stem for path in (config.folder() / "experiment").glob("*.yaml"))
+PUBLISHED = ("mae_vitb", "mae_vitl", "mae_vith")
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(cfg, resolve=True)
+    return content
+
+
+# ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_checks(experiment: str, tmp_path: Path) -> None:
+    write_shards(tmp_path, [1])
+    cfg = composed([f"+experiment={experiment}", "trainer=cpu", f"data.train={tmp_path}"])
+    assert check(cfg) == []
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_trainer_cpu_brings_every_experiment_back_to_a_cpu(experiment: str) -> None:
+    assert plain(composed([f"+experiment={experiment}", "trainer=cpu"]).trainer) == plain(
+        composed(["trainer=cpu"]).trainer
+    )
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_opens_with_its_card(experiment: str) -> None:
+    text = (config.folder() / "experiment" / f"{experiment}.yaml").read_text()
+    for word in ("paper", "result", "cost", "command", "status"):
+        assert f"#   {word}" in text, word
+    status = text.split("#   status")[1].split("\n")[0]
+    assert any(known in status for known in ("proven-equal", "curve-checked", "not-run"))
+
+
+def nodes(content: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    if not isinstance(content, dict):
+        return []
+    here = [(path, content)] if "_target_" in content else []
+    return here + [found for key, value in content.items() for found in nodes(value, f"{path}.{key}".lstrip("."))]
+
+
+GROUPS = sorted(
+    (path.parent.name, path.stem) for path in config.folder().glob("*/*.yaml") if path.parent.name != "experiment"
+)
+
+
+@pytest.mark.parametrize(("group", "option"), GROUPS)
+def test_every_yaml_lists_every_argument_of_its_constructor(group: str, option: str) -> None:
+    """So `--cfg job` documents a run and no override needs a `+`. What is given at run time has no default."""
+    for path, node in nodes(plain(composed([f"{group}={option}"])[group]), group):
+        target, reason = locate(node["_target_"])
+        assert target is not None, reason
+        for name, parameter in inspect.signature(target).parameters.items():
+            given_later = node.get("_partial_") and parameter.default is parameter.empty
+            assert name in node or given_later, f"{path} lacks {name}"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "encoder"),
+    [
+        ("mae_vitb", {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}),
+        ("mae_vitl", {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16}),
+        ("mae_vith", {"patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16}),
+        ("mae_vits", {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}),
+    ],
+)
+def test_recipes_are_the_published_ones(experiment: str, encoder: dict[str, int]) -> None:
+    """Every number of PRETRAIN.md and of the paper's table 8."""
+    cfg = plain(composed([f"+experiment={experiment}"]))
+    shared = {"img_size": 224, "in_chans": 3, "mlp_ratio": 4.0, "qkv_bias": True, "norm_eps": 1e-6}
+    assert cfg["encoder"] == {"_target_": "pretrain.encoder.vit.ViT"} | shared | encoder
+    assert cfg["global_batch_size"] == 4096
+    assert cfg["base_lr"] == 1.5e-4
+    assert (cfg["epochs"], cfg["warmup_epochs"]) == (800, 40)
+    assert cfg["clip_grad_norm"] is None
+    assert cfg["optim"]["_target_"] == "torch.optim.AdamW"
+    assert cfg["optim"]["betas"] == [0.9, 0.95]
+    assert cfg["optim"]["weight_decay"] == 0.05
+    assert cfg["schedule"]["lr"]["final"] == 0.0
+    objective = cfg["objective"]
+    assert (objective["mask_ratio"], objective["norm_pix"], objective["pixel_order"]) == (0.75, True, "hwc")
+    decoder = objective["decoder"]
+    assert (decoder["embed_dim"], decoder["depth"], decoder["num_heads"]) == (512, 8, 16)
+    view = objective["view"]
+    assert (view["size"], view["scale"], view["interpolation"], view["flip"]) == (224, [0.2, 1.0], "bicubic", 0.5)
+    assert (view["mean"], view["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert cfg["data"]["num_samples"] == 1281167
+    assert cfg["trainer"]["accelerator"] == "gpu"
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_the_plan_of_a_recipe_is_the_published_one(experiment: str) -> None:
+    sizes = plan(composed([f"+experiment={experiment}"]), num_samples=1281167, devices=64)
+    assert sizes.lr == pytest.approx(2.4e-3)
+    assert (sizes.steps_per_epoch, sizes.total_steps) == (312, 800 * 312)
+    assert sizes.warmup == 0.05
+    assert (sizes.micro_batch, sizes.accumulation) == (64, 1)
+
+
+# ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
+    overrides = [
+        "+experiment=mae_vitb",
+        "trainer=cpu",
+        "encoder.depht=24",
+        "encoder.img_size=225",
+        "encoder.num_heads=7",
+        "encoder.mlp_ratio=big",
+        "objective.mask_ratio=1.5",
+        "objective.decoder.num_heads=5",
+        "resume=maybe",
+        "epochs=many",
+        "seed=-1",
+        "max_steps=3",
+        "max_steps=4",
+        "optim=sgd",
+        "nonsense.key=1",
+        f"data.train={tmp_path}/x-*.tar",
+        f"data.val={tmp_path}/y.tar",
+        "data.num_workers=-2",
+    ]
+    lines = mistakes(overrides)
+    for expected in [
+        "encoder.depht=24: there is no such key; did you mean encoder.depth?",
+        "encoder.img_size=225: must be a positive multiple of `patch_size` (=16)",
+        "encoder.num_heads=7: must divide `embed_dim` (=768)",
+        "encoder.mlp_ratio=big: must be a number",
+        "objective.mask_ratio=1.5: must be between 0 and 1, both excluded",
+        "objective.decoder.num_heads=5: must divide `embed_dim` (=512)",
+        "resume=maybe: must be one of auto, must, never",
+        "epochs=many: must be a whole number",
+        "seed=-1: must be between 0 and 2⁶³ − 1",
+        "max_steps is given 2 times (a shell expands unquoted braces into several): give it once",
+        "optim=sgd: there is no such option; one of adamw",
+        "nonsense.key=1: there is no such key",
+        f"data.train={tmp_path}/x-*.tar: no shard matches `{tmp_path}/x-*.tar`",
+        f"data.val={tmp_path}/y.tar: no shard matches `{tmp_path}/y.tar`",
+        "data.num_workers=-2: must be at least 0",
+    ]:
+        assert expected in lines
+    assert len(lines) == 15
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment=mae_vitb", "write +experiment=mae_vitb"),
+        ("+experiment=mae_vitz", "there is no such option; one of mae_cifar10"),
+        ("mask_ratio=0.5", "did you mean objective.mask_ratio?"),
+        ("data.train=a,b", "a list is written [a,b]"),
+        ("+new=1", "new=1: there is no such key"),
+        ("encoder.qkv_bias=1", "must be true or false"),
+        ("optim.betas=0.9", "must be a list of"),
+        ("max_minutes=-3", "must be positive"),
+        ("encoder.depth={a", "is not understood"),
+        ("+encoder._args_=[1]", "there is no such key"),
+    ],
+)
+def test_each_mistake_says_what_to_do(override: str, message: str) -> None:
+    assert any(message in line for line in mistakes(["trainer=cpu", override])), mistakes(["trainer=cpu", override])
+
+
+def test_without_a_gpu_or_shards_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.delenv("PRETRAIN_TRAIN_SHARDS", raising=False)
+    lines = mistakes(["+experiment=mae_vitl"])
+    assert len(lines) == 2
+    assert "trainer=cpu" in lines[1]
+    assert "PRETRAIN_TRAIN_SHARDS" in lines[0]
+
+
+def test_shards_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_shards(tmp_path, [1, 1])
+    monkeypatch.setenv("PRETRAIN_TRAIN_SHARDS", str(tmp_path / "s-{000000..000001}.tar"))
+    assert mistakes(["+experiment=mae_vitl", "trainer=cpu"]) == []
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "shutil.rmtree",
+        "subprocess.Popen",
+        "builtins.eval",
+        "torch.load",
+        "torch.hub.load",
+        "pretrain.os.system",
+        "pretrain.data.source.subprocess.Popen",
+        "pretrainer.Evil",
+        "numpy.ndarray",
+    ],
+)
+def test_only_allow_listed_classes_can_be_targets(target: str) -> None:
+    (line,) = check_nodes({"optim": {"_target_": target}})
+    assert line.startswith(f"optim._target_={target}: ")
+
+
+def test_a_users_own_package_can_be_allowed() -> None:
+    node = {"_target_": "collections.OrderedDict"}
+    assert "add its package to allow_targets" in check_nodes({"x": node})[0]
+    assert check_nodes({"x": node}, ["collections"]) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (3, float, True),
+        (True, int, False),
+        ("3", int, False),
+        (None, int | None, True),
+        ([1, 2.5], tuple[float, float], True),
+        (["a"], list[float], False),
+        (3, list[int], False),
+        ({"_target_": "pretrain.data.order.Shuffle"}, int, False),
+    ],
+)
+def test_values_match_their_hints(value: Any, hint: Any, expected: bool) -> None:
+    assert matches(value, hint) is expected
+
+
+# ── quoting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("data.train=d/train-{000000..000015}.tar", "d/train-{000000..000015}.tar"),
+        ("data.train=d/x-{a,b}.tar", "d/x-{a,b}.tar"),
+        ("data.train=[d/x-{a,b}.tar,e/*.tar]", ["d/x-{a,b}.tar", "e/*.tar"]),
+        ("data.train=d/[ab]*.tar", "d/[ab]*.tar"),
+        ("data.train=http://h/x.tar?a=b&c=d", "http://h/x.tar?a=b&c=d"),
+        ("data.train=pipe:curl -s 'u' | cat", "pipe:curl -s 'u' | cat"),
+        ("output_dir=runs/a b (1)", "runs/a b (1)"),
+        ("output_dir=runs/lr=3", "runs/lr=3"),
+        ("data.train='already quoted'", "already quoted"),
+        ("data.val=null", None),
+    ],
+)
+def test_shard_lists_and_paths_reach_hydra_as_they_are_typed(typed: str, value: Any) -> None:
+    (quoted,) = quote([typed])
+    assert quote([quoted]) == [quoted]  # ranks are started with the same words again
+    cfg = composed([quoted])
+    key = typed.partition("=")[0]
+    found = OmegaConf.select(cfg, key)
+    assert (list(found) if isinstance(value, list) else found) == value
+
+
+def test_other_words_are_left_alone() -> None:
+    words = ["+experiment=x", "lr=1,2", "encoder.img_size=[224,112]", "data.train=a,b", "--cfg", "job"]
+    assert quote(words) == words
+    assert OverridesParser.create().parse_override("data.train=a,b").is_sweep_override()
+
+
+def test_lists_are_split_outside_brackets_and_quotes() -> None:
+    assert split_list("a,{b,c},'d,e',[f,g]") == ["a", "{b,c}", "'d,e'", "[f,g]"]
+
+
+def test_composing_leaves_no_trace() -> None:
+    composed([])
+    assert not HydraConfig.initialized()

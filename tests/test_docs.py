@@ -1,0 +1,118 @@
+"""Every command of the README and of docs/ is run, in the order in which it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pretrain import build
+from pretrain.arguments import quote
+from pretrain.config import composed, mistakes
+from tests.data.shards import write_shards
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the page's bash blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the placeholders of the documents stand for: shards in SHARDS and MORE, files in IMAGES, a run in RUN."""
+    write_shards(tmp_path / "all", [10, 7, 1, 23])
+    (tmp_path / "SHARDS").mkdir()
+    for number, path in enumerate(sorted((tmp_path / "all").iterdir())):
+        shutil.copy(path, tmp_path / "SHARDS" / f"train-{number:06d}.tar")
+    shutil.copy(tmp_path / "all" / "s-000000.tar", tmp_path / "SHARDS" / "val-000000.tar")
+    write_shards(tmp_path / "MORE", [3])
+    for number in range(12):
+        path = tmp_path / "IMAGES" / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    train(["+experiment=mae_digits", "data.train=SHARDS/train-*.tar", "output_dir=RUN"])
+    return tmp_path
+
+
+SHRINK = {
+    "trainer": "cpu",
+    "encoder.img_size": "8",
+    "encoder.patch_size": "4",
+    "encoder.embed_dim": "48",
+    "encoder.depth": "1",
+    "objective.decoder.embed_dim": "16",
+    "objective.decoder.depth": "1",
+    "global_batch_size": "4",
+    "data.num_workers": "0",
+    "callback.log.wandb": "disabled",
+}
+
+
+def train(words: list[str]) -> None:
+    """A training command with everything small that it does not set itself, for two steps, into an empty folder."""
+    words = [word.replace("{000000..001281}", "{000000..000003}") for word in words]
+    words = [word for word in words if word.partition("=")[0] not in ("max_steps", "max_minutes")]
+    given = {word.partition("=")[0] for word in words}
+    small = [f"{key}={value}" for key, value in SHRINK.items() if key not in given]
+    overrides = quote([*words, *small, "max_steps=2"])
+    assert mistakes(overrides) == []
+    cfg = composed(overrides)
+    shutil.rmtree(cfg.output_dir, ignore_errors=True)
+    build.run_of(cfg).fit()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run_as_written(page: Path, folder: Path) -> None:
+    for line in commands(page):
+        words = shlex.split(line)
+        if words[:3] == ["python", "-m", "pretrain"] and not {"--cfg", "--multirun"} & set(words):
+            train(words[3:])
+        elif words[0] == "python":
+            small = [f"{key}={value}" for key, value in SHRINK.items()] if "--multirun" in words else []
+            steps = ["max_steps=1"] if small else []
+            script = [str(ROOT / words[1])] if words[1] != "-m" else ["-m"]
+            new = [word.replace("out=SHARDS", "out=NEW") for word in words[2:]]
+            process = subprocess.run(
+                [sys.executable, *script, *new, *small, *steps], capture_output=True, text=True, check=False
+            )
+            assert process.returncode == 0, f"{line}\n{process.stderr}"
+        else:
+            assert words[0] in ("make", "pip", ".venv/bin/pre-commit"), line  # set-up: what CI does before the tests
+            targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+            assert words[0] != "make" or words[1] in targets
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_named_files_are_there() -> None:
+    """A path in backticks that looks like one of ours exists."""
+    for page in PAGES:
+        for name in re.findall(r"`((?:pretrain|tests|scripts|conf|docs)/[\w/.-]+)`", page.read_text()):
+            if not re.search(r"[A-Z]{2,}", name):
+                assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_nothing_names_this_machine_or_a_registry() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = [ROOT / name for name in listed.stdout.splitlines() if not name.startswith(".ci/")]
+    for path in files:
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        assert "--index-" + "url" not in text, path
+        assert "/shared" + "/" not in text, path

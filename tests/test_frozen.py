@@ -1,0 +1,125 @@
+"""Probes take a run or an export; the scripts' answers agree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.frozen import load
+from pretrain.records import UserError
+from tests.job import Job
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+def script(name: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_a_run_and_its_exports_are_the_same_encoder(job: Job) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    job.run("max_steps=3")
+    exports = {"timm": job.tmp / "t", "hf": job.tmp / "h"}
+    for system, out in exports.items():
+        result = script("export", f"checkpoint={job.out}", f"format={system}", f"out={out}")
+        assert result.returncode == 0, result.stderr
+        assert "features differ by at most" in result.stdout
+    shards = str(job.shards)
+    expected = load(job.out).features(shards, num_workers=0)
+    for out in exports.values():
+        features, labels = load(out).features(shards, num_workers=0)
+        torch.testing.assert_close(features, expected[0], atol=1e-5, rtol=1e-5)
+        assert torch.equal(labels, expected[1])
+    assert labels.tolist() == [number % 10 for number in range(41)]  # each once, in the shards' order
+
+
+def test_weights_can_be_trained_random_or_absent(job: Job) -> None:
+    job.run("max_steps=3", "base_lr=1.0", "warmup_epochs=0")
+    shards = str(job.shards)
+    trained, _ = load(job.out).features(shards, num_workers=0)
+    start, _ = load(job.out, "random").features(shards, "random", num_workers=0)
+    pixels, _ = load(job.out).features(shards, "pixels", num_workers=0)
+    assert trained.shape == start.shape == (41, 24)
+    assert not torch.allclose(trained, start, atol=1e-3)
+    assert pixels.shape == (41, 3 * 8 * 8)
+    cls, _ = load(job.out).features(shards, pool="cls", num_workers=0)
+    assert not torch.allclose(trained, cls)
+
+
+def test_probe_scripts_write_what_they_found(job: Job) -> None:
+    job.run("max_steps=3")
+    common = [
+        f"checkpoint={job.out}",
+        f"train={job.shards}/s-{{000000..000003}}.tar",
+        f"val={job.shards}",
+        "num_workers=0",
+    ]
+    for name, extra in [
+        ("knn", ["k=3"]),
+        ("linear_probe", []),
+        ("linear_probe", ["protocol=paper", "batch_size=8", "epochs=2", "warmup_epochs=1"]),
+    ]:
+        out = job.tmp / "results" / f"{name}.json"
+        result = script(name, *common, *extra, f"out={out}")
+        assert result.returncode == 0, result.stderr
+        content = json.loads(out.read_text())
+        assert 0 <= content["accuracy"] <= 1
+        assert f"accuracy {content['accuracy']:.2%}" in result.stdout
+        assert content["protocol"]["pool"] == "mean"
+        assert content["protocol"]["protocol"] in ("knn", "closed", "paper")
+
+
+def test_what_is_neither_a_run_nor_an_export_is_refused(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a run's folder nor an export"):
+        load(tmp_path)
+    job.run("max_steps=1")
+    for path in (job.out / "checkpoints").glob("step_*"):
+        (path / "COMPLETE").unlink()
+    with pytest.raises(UserError, match="no complete checkpoint yet"):
+        load(job.out)
+
+
+def test_a_target_in_somebodys_files_is_not_built(job: Job, tmp_path: Path) -> None:
+    job.run("max_steps=1")
+    path = job.out / "config.yaml"
+    path.write_text(path.read_text().replace("pretrain.encoder.vit.ViT", "subprocess.Popen"))
+    with pytest.raises(UserError, match="outside what may be built"):
+        load(job.out)
+    card = {"format": "timm", "run_id": "r", "step": 1, "view": {"size": 8}, "pool": "mean"}
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "pretrain.json").write_text(json.dumps(card | {"encoder": {"_target_": "subprocess.Popen"}}))
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "x" / "model.safetensors")
+    with pytest.raises(UserError, match="outside what may be built"):
+        load(tmp_path / "x")
+
+
+def test_unlabelled_samples_are_refused_by_name(job: Job) -> None:
+    from tests.data.shards import write_shards
+
+    job.run("max_steps=1")
+    write_shards(job.tmp / "u", [3], labels=False)
+    with pytest.raises(UserError, match="sample `00000` has no label"):
+        load(job.out).features(str(job.tmp / "u"), num_workers=0)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+def test_every_script_says_what_it_wants(name: str) -> None:
+    nothing, help_ = script(name), script(name, "--help")
+    assert (nothing.returncode, help_.returncode) == (2, 0)
+    assert nothing.stdout == help_.stdout
+    assert f"python scripts/{name}.py" in help_.stdout  # an example
+    assert "=…" in help_.stdout
+    wrong = script(name, "nonsense=1", "word")
+    assert wrong.returncode == 1
+    assert "nonsense=1: there is no such key" in wrong.stderr
+    assert "`word` is not understood" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

@@ -1,0 +1,114 @@
+"""Who imports whom: the floors of the architecture, read off the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pretrain"
+
+# What any file may import: the records, and what knows libraries alone.
+BOTTOM = {"records", "random", "files", "process"}
+
+ALLOWED = {
+    "records": set(),
+    "random": set(),
+    "files": set(),
+    "process": set(),
+    "config": set(),
+    "arguments": {"config"},
+    "optim": set(),
+    "nn": set(),
+    "view": set(),
+    "encoder": {"nn"},
+    "data": {"view"},
+    "objective": {"nn", "optim.schedule", "view.spec", "encoder.encoder"},
+    "probe": {"optim", "encoder.encoder"},
+    "plan": {"config"},
+    "interop": {"encoder.encoder", "objective.objective", "nn", "view.spec"},
+    "callback": {"probe"},
+    "trainer": {"optim", "objective.objective"},
+    "assemble": {"config", "objective.objective"},
+    "build": {"*"},
+    "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "probe", "trainer.checkpoint", "view"},
+    "__main__": {"arguments", "build", "config"},
+}
+
+# Named by a `_target_` in a yaml and imported by nobody: a new one is one py, one yaml, one test.
+LEAVES = {"encoder.vit", "objective.mae"}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of this package that a file imports, without the package's name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import by the full name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return {name.removeprefix("pretrain.") for name in found if name.startswith("pretrain.")}
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down(path: Path) -> None:
+    home = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    allowed = ALLOWED[home] | BOTTOM | {home}
+    for name in imports(path):
+        if not is_module(name) or "*" in allowed:
+            continue
+        assert any(name == one or name.startswith(f"{one}.") for one in allowed) or any(
+            one.startswith(f"{name}.") for one in allowed
+        ), f"{path.relative_to(ROOT)} imports pretrain.{name}"
+
+
+def test_every_part_has_a_rule() -> None:
+    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES} == ALLOWED.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_leaves_are_imported_by_nobody(path: Path) -> None:
+    assert not imports(path) & LEAVES
+
+
+def test_the_core_imports_no_optional_package() -> None:
+    """torchvision, timm and transformers belong to extras: no file may need them to be imported."""
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            roots = {name.split(".")[0] for name in names}
+            assert not roots & {
+                "torchvision",
+                "timm",
+                "transformers",
+                "lightly",
+                "flash_attn",
+                "onnx",
+                "pytorch_lightning",
+            }
+
+
+def test_no_configuration_below_build() -> None:
+    for path in FILES:
+        if path.relative_to(PACKAGE).parts[0] in {
+            "config.py",
+            "build.py",
+            "assemble.py",
+            "frozen.py",
+            "plan.py",
+            "__main__.py",
+        }:
+            continue
+        assert "omegaconf" not in path.read_text(), path

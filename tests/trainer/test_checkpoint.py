@@ -1,0 +1,151 @@
+"""Checkpoints are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.trainer import checkpoint
+from pretrain.trainer.checkpoint import is_complete, load, newest, save
+
+STATE = {"weights": {"a": torch.arange(1000.0)}, "step": 3, "name": "x"}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = save(tmp_path, 3, STATE, keep_last=2)
+    assert path.name == "step_00000003"
+    state = load(path)
+    assert torch.equal(state["weights"]["a"], STATE["weights"]["a"])  # type: ignore[index]
+    assert (state["step"], state["name"]) == (3, "x")
+
+
+def test_the_newest_complete_one_is_found(tmp_path: Path) -> None:
+    assert newest(tmp_path / "nothing") is None
+    for step in (1, 2, 30):
+        save(tmp_path, step, STATE, keep_last=9)
+    assert newest(tmp_path) == tmp_path / "step_00000030"
+    os.truncate(tmp_path / "step_00000030" / "state.pt", 100)
+    assert newest(tmp_path) == tmp_path / "step_00000002"
+    (tmp_path / "step_00000002" / "COMPLETE").unlink()
+    assert newest(tmp_path) == tmp_path / "step_00000001"
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        load(tmp_path / "step_00000002")
+    save(tmp_path, 2, STATE, keep_last=9)  # in the place of the broken one
+    assert newest(tmp_path) == tmp_path / "step_00000002"
+
+
+def test_old_ones_and_leftovers_go_after_the_new_one_is_there(tmp_path: Path) -> None:
+    (tmp_path / "step_00000000.tmp").mkdir()
+    for step in range(1, 6):
+        save(tmp_path, step, STATE, keep_last=2)
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000004", "step_00000005"]
+
+
+def test_a_failed_delete_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1, STATE, keep_last=1)
+
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError("busy")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with caplog.at_level(logging.WARNING):
+        save(tmp_path, 2, STATE, keep_last=1)
+    assert newest(tmp_path) == tmp_path / "step_00000002"
+    assert "cannot delete" in caplog.text
+
+
+@pytest.mark.parametrize("fails", ["torch.save", "_flush", "os.rename"])
+def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    save(tmp_path, 1, STATE, keep_last=1)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    target, _, name = f"pretrain.trainer.checkpoint.{fails}".rpartition(".")
+    monkeypatch.setattr(f"{target}.{name}", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 2, STATE, keep_last=1)
+    assert newest(tmp_path) == tmp_path / "step_00000001"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+SAVE_FOREVER = """
+    import sys
+    from pathlib import Path
+    import torch
+    from pretrain.trainer.checkpoint import save
+    state = {"a": torch.arange(3_000_000)}
+    for step in range(int(sys.argv[2]), 10_000):
+        save(Path(sys.argv[1]), step, state, keep_last=2)
+        print(step, flush=True)
+"""
+
+
+def test_killed_while_saving_there_is_always_one_to_go_on_from(tmp_path: Path) -> None:
+    last = 0
+    for kill in range(5):
+        command = [sys.executable, "-c", textwrap.dedent(SAVE_FOREVER), str(tmp_path), str(last + 1)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for _ in range(3):
+            last = int(process.stdout.readline())
+        time.sleep(0.013 * kill)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        found = newest(tmp_path)
+        assert found is not None
+        last = int(found.name.removeprefix("step_"))
+        assert torch.equal(load(found)["a"], torch.arange(3_000_000))
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    path, marker = save(tmp_path / "c", 1, STATE, keep_last=1), tmp_path / "marker"
+    torch.save({"objective": Evil(marker)}, path / "state.pt")
+    size = (path / "state.pt").stat().st_size
+    (path / "COMPLETE").write_text(f'{{"step": 1, "files": {{"state.pt": {size}}}}}')
+    assert is_complete(path)
+    with pytest.raises(pickle.UnpicklingError):
+        load(path)
+    assert not marker.exists()
+
+
+def test_training_goes_on_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.job import Job
+
+    job, real = Job(tmp_path), checkpoint.save
+    calls = []
+
+    def sometimes(*arguments: Any) -> Path:
+        calls.append(arguments[1])
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", sometimes)
+    job.run("checkpoint.every_steps=5")
+    assert calls == [5, 10, 12]
+    assert "no checkpoint of step 5: [Errno 28] No space left on device. Training goes on" in caplog.text

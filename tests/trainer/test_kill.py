@@ -1,0 +1,76 @@
+"""Real processes, really killed: what comes after is what would have come anyway."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from pretrain.trainer import checkpoint
+from tests.job import Job
+from tests.trainer.test_run import same, weights
+
+LONG = ["max_steps=60", "checkpoint.every_steps=7", "batch_size_per_device=4"]
+
+
+def wait_for_rows(job: Job, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while len(job.rows()) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_random_it_goes_on_with_the_same_bits(job: Job, workers: int) -> None:
+    """SIGKILL three times at random moments; the same command, started again, ends with the same losses and weights."""
+    whole = Job(job.tmp)
+    whole.out = job.tmp / "whole"
+    whole.run(*LONG)
+    draw = random.Random(workers)
+    for kill in range(3):
+        process = job.start(*LONG, f"data.num_workers={workers}")
+        newest = checkpoint.newest(job.out / "checkpoints")
+        done = 0 if newest is None else int(newest.name.removeprefix("step_"))
+        wait_for_rows(job, done + draw.randint(1, 12), process)
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        process.communicate()
+        assert kill or len(job.rows()) < 60
+    process = job.start(*LONG, f"data.num_workers={workers}")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert job.losses() == whole.losses()
+    assert same(weights(job), weights(whole))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_says_where(job: Job, number: signal.Signals) -> None:
+    endless = ["max_steps=100000", "data.num_workers=1"]
+    process = job.start(*endless)
+    wait_for_rows(job, 3, process)
+    process.send_signal(number)
+    if number == signal.SIGTERM:
+        process.send_signal(number)  # schedulers send it more than once
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    last = job.rows()[-1]["step"]
+    newest = checkpoint.newest(job.out / "checkpoints")
+    assert newest is not None
+    assert newest.name == f"step_{last:08d}"
+    assert str(newest) in output
+    assert f"received {number.name}" in output
+    assert "Traceback" not in output
+
+
+def test_a_second_ctrl_c_ends_at_once(job: Job) -> None:
+    process = job.start("max_steps=100000", "global_batch_size=40", "batch_size_per_device=1", "encoder.depth=40")
+    wait_for_rows(job, 1, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
