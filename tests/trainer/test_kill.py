@@ -13,7 +13,7 @@ from pretrain.trainer import checkpoint
 from tests.job import Job
 from tests.trainer.test_run import same, weights
 
-LONG = ["max_steps=60", "checkpoint.every_steps=7", "batch_size_per_device=4"]
+LONG = ["checkpoint.every_steps=7", "batch_size_per_device=4"]
 
 
 def wait_for_rows(job: Job, count: int, process: subprocess.Popen[str]) -> None:
@@ -24,23 +24,27 @@ def wait_for_rows(job: Job, count: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_random_it_goes_on_with_the_same_bits(job: Job, workers: int) -> None:
-    """SIGKILL three times at random moments; the same command, started again, ends with the same losses and weights."""
+@pytest.mark.parametrize(
+    ("workers", "kills"),
+    [(0, 3), (2, 3), *(pytest.param(workers, 8, marks=pytest.mark.full) for workers in (1, 3, 5))],
+)
+def test_killed_at_random_it_goes_on_with_the_same_bits(job: Job, workers: int, kills: int) -> None:
+    """SIGKILL at random moments; the same command, started again, ends with the same losses and weights."""
+    long = [*LONG, f"max_steps={20 * kills}"]
     whole = Job(job.tmp)
     whole.out = job.tmp / "whole"
-    whole.run(*LONG)
+    whole.run(*long)
     draw = random.Random(workers)
-    for kill in range(3):
-        process = job.start(*LONG, f"data.num_workers={workers}")
+    for kill in range(kills):
+        process = job.start(*long, f"data.num_workers={workers}")
         newest = checkpoint.newest(job.out / "checkpoints")
         done = 0 if newest is None else int(newest.name.removeprefix("step_"))
         wait_for_rows(job, done + draw.randint(1, 12), process)
         time.sleep(draw.random() * 0.05)
         process.kill()
         process.communicate()
-        assert kill or len(job.rows()) < 60
-    process = job.start(*LONG, f"data.num_workers={workers}")
+        assert kill or len(job.rows()) < 20 * kills
+    process = job.start(*long, f"data.num_workers={workers}")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert job.losses() == whole.losses()

@@ -1,0 +1,171 @@
+"""A folder of images becomes shards with an index, whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import webdataset
+from PIL import Image
+
+from pretrain.data import index
+from pretrain.data.index import open_index
+from pretrain.data.write import write_shards
+from pretrain.records import UserError
+from tests.data.shards import image_bytes
+
+SCRIPT = str(Path(__file__).parents[2] / "scripts" / "make_shards.py")
+
+
+def folder_of(images: dict[str, int], path: Path) -> Path:
+    for name, number in images.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(image_bytes(number))
+    return path
+
+
+def make_shards(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, check=False)
+
+
+def read(paths: list[Path]) -> list[dict[str, bytes]]:
+    """The samples as the webdataset library reads them."""
+    return list(webdataset.WebDataset([str(path) for path in paths], shardshuffle=False, empty_check=False))
+
+
+def test_class_folders_become_labelled_shards_that_webdataset_reads(tmp_path: Path) -> None:
+    names = {
+        f"{kind}/{number}.png": 10 * row + number for row, kind in enumerate(("cat", "dog")) for number in range(5)
+    }
+    images, out = folder_of(names, tmp_path / "images"), tmp_path / "out"
+    (images / "cat" / "notes.txt").write_text("no image")
+    result = make_shards(f"images={images}", f"out={out}", "samples_per_shard=4")
+    assert result.returncode == 0, result.stderr
+    assert "10 images of 2 classes in 3 shards; 1 files that are no images were left out" in result.stdout
+    paths = sorted(out.glob("*.tar"))
+    assert [path.name for path in paths] == [f"train-{number:06d}.tar" for number in range(3)]
+    samples = read(paths)
+    assert sorted((sample["png"], sample["cls"]) for sample in samples) == sorted(
+        (image_bytes(number), b"0" if name.startswith("cat") else b"1") for name, number in names.items()
+    )
+    assert len({sample["__key__"] for sample in samples}) == 10
+    assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
+    rows = json.loads((out / "index.json").read_text())["shards"]
+    assert [(row["name"], row["count"], row["bytes"]) for row in rows] == [
+        (path.name, count, path.stat().st_size) for path, count in zip(paths, (4, 4, 2), strict=True)
+    ]
+
+
+def test_the_index_beside_the_shards_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = folder_of({f"{number}.png": number for number in range(5)}, tmp_path / "images")
+    assert make_shards(f"images={images}", f"out={tmp_path / 'out'}", "samples_per_shard=2").returncode == 0
+    monkeypatch.setattr(index, "scan", None)  # it would be an error to read the shards again
+    found = open_index([str(path) for path in sorted((tmp_path / "out").glob("*.tar"))], str(tmp_path / "unused"))
+    assert found.counts == [2, 2, 1]
+    assert not (tmp_path / "unused").exists()
+    assert all(len(found.parts(0, member)) == 1 for member in range(2))  # a flat folder has no labels
+
+
+def test_the_order_is_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
+    images = folder_of({f"{number:02d}.png": number for number in range(20)}, tmp_path / "images")
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert make_shards(f"images={images}", f"out={tmp_path / out}", f"seed={seed}").returncode == 0
+    a, b, c = ((tmp_path / out / "train-000000.tar").read_bytes() for out in "abc")
+    assert a == b
+    assert a != c
+    assert [sample["png"] for sample in read([tmp_path / "a" / "train-000000.tar"])] != [
+        image_bytes(number) for number in range(20)
+    ]
+
+
+def test_mistakes_are_said_and_nothing_is_written(tmp_path: Path) -> None:
+    mixed = folder_of({"a/0.png": 0, "1.png": 1}, tmp_path / "mixed")
+    good = folder_of({"0.png": 0}, tmp_path / "good")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    for words, message in [
+        ([f"images={tmp_path / 'nope'}"], "there is no such folder"),
+        ([f"images={tmp_path / 'empty'}"], "there is no image in it"),
+        ([f"images={mixed}"], "images beside class folders"),
+        ([f"images={good}", "samples_per_shard=0"], "must be at least 1"),
+        ([f"images={good}", "samples_per_shart=9"], "did you mean samples_per_shard?"),
+        ([], "images=… is missing"),
+    ]:
+        result = make_shards(f"out={out}", *words)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not out.exists()
+    assert make_shards().returncode == 2
+    assert "python scripts/make_shards.py images=" in make_shards("--help").stdout
+
+
+def test_shards_that_are_there_are_never_overwritten(tmp_path: Path) -> None:
+    images = folder_of({"0.png": 0}, tmp_path / "images")
+    assert make_shards(f"images={images}", f"out={tmp_path / 'out'}").returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    again = make_shards(f"images={images}", f"out={tmp_path / 'out'}")
+    assert again.returncode == 1
+    assert "it already holds 1 shards, first train-000000.tar; choose another folder" in again.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_second_set_joins_the_index_of_the_first(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        images = folder_of({"0.png": 0, "1.png": 1}, tmp_path / name)
+        assert make_shards(f"images={images}", f"out={tmp_path / 'out'}", f"name={name}").returncode == 0
+    rows = json.loads((tmp_path / "out" / "index.json").read_text())["shards"]
+    assert [row["name"] for row in rows] == ["train-000000.tar", "val-000000.tar"]
+
+
+def test_killed_it_leaves_no_shard_that_looks_whole_and_goes_on(tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for number in range(40):  # large enough to be caught in the middle
+        Image.effect_noise((600, 600), 80).save(images / f"{number}.png")
+    command = [sys.executable, SCRIPT, f"images={images}", f"out={out}", "samples_per_shard=5"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob(".train-*.tar.tmp")):
+        time.sleep(0.0005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    whole = sorted(out.glob("train-*.tar"))
+    assert len(whole) < 8
+    assert not (out / "index.json").exists()
+    assert all(len(read([path])) == 5 for path in whole)
+    other = make_shards(f"images={images}", f"out={out}", "samples_per_shard=4")
+    assert (other.returncode == 1) == bool(whole)  # another call is no continuation
+    result = make_shards(*command[2:])
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["index.json", *(f"train-{number:06d}.tar{end}" for number in range(8) for end in ("", ".idx"))]
+    )
+    assert len(read(sorted(out.glob("train-*.tar")))) == 40
+
+
+def test_a_failure_leaves_no_half_shard(tmp_path: Path) -> None:
+    def load(number: int) -> dict[str, bytes]:
+        if number == 3:
+            raise OSError("gone")
+        return {"png": image_bytes(number)}
+
+    keys = [(str(number), number) for number in range(6)]
+    with pytest.raises(OSError, match="gone"):
+        write_shards(tmp_path, "train", keys, load, 2)
+    assert {path.name for path in tmp_path.glob("train-*.tar")} <= {"train-000000.tar", "train-000002.tar"}
+    assert not (tmp_path / "index.json").exists()
+    write_shards(tmp_path, "train", keys, lambda number: {"png": image_bytes(number)}, 2)
+    assert open_index([str(path) for path in sorted(tmp_path.glob("*.tar"))]).counts == [2, 2, 2]
+
+
+def test_another_call_does_not_touch_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / "train-000000.tar").write_bytes(b"somebody's")
+    with pytest.raises(UserError, match="already holds 1 shards"):
+        write_shards(tmp_path, "train", [("0", 0)], lambda number: {"png": image_bytes(number)}, 1)
+    assert (tmp_path / "train-000000.tar").read_bytes() == b"somebody's"

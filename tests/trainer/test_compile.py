@@ -1,0 +1,34 @@
+"""Compiled blocks make the same run as eager ones."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.job import Job
+from tests.trainer.test_run import weights
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_learns_the_same_and_its_checkpoints_are_the_same(job: Job) -> None:
+    """Fused kernels sum in another order: losses agree to 1e-4, and a compiled run goes on without compiling."""
+    eager = Job(job.tmp)
+    eager.out = job.tmp / "eager"
+    eager.run("max_steps=12")
+    job.run("max_steps=12", "stop_after_steps=6", "trainer.compile=true")
+    job.run("max_steps=12")
+    ours, theirs = job.losses(), eager.losses()
+    assert ours.keys() == theirs.keys()
+    for step, loss in theirs.items():
+        assert float.fromhex(ours[step]) == pytest.approx(float.fromhex(loss), rel=1e-4)
+    assert weights(job).keys() == weights(eager).keys()
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_first_compilation_is_not_training_time(job: Job) -> None:
+    run = job.run("max_minutes=0.05", "trainer.compile=true", "max_steps=null")
+    assert 3 <= run.state.seconds < 4
+    assert run.state.step > 10
