@@ -2,9 +2,9 @@
 
     python scripts/bench_step.py +experiment=mae_vitb trainer=cpu batch=8 out=bench.json
 
-The variants take turns, so that a noisy machine slows all of them alike; a ratio is taken round by round, and its median,
-least and greatest are reported. Baselines: transformers' ViTMAEForPreTraining and lightly's MAE, both with torch's fused
-attention (extras `interop` and `bench`).
+The variants take turns, so that a noisy machine slows all of them alike; a ratio is taken round by round, and its
+median, least and greatest are reported. Baselines: transformers' ViTMAEForPreTraining and lightly's MAE, both with
+torch's fused attention (extras `interop` and `bench`).
 """
 
 from __future__ import annotations

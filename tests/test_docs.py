@@ -53,7 +53,7 @@ SHRINK = {
     "encoder.patch_size": "4",
     "encoder.embed_dim": "48",
     "encoder.depth": "1",
-    "objective.decoder.embed_dim": "16",
+    "objective.decoder.embed_dim": "48",
     "objective.decoder.depth": "1",
     "global_batch_size": "4",
     "data.num_workers": "0",

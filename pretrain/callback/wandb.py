@@ -76,7 +76,7 @@ def _send(rows: Any, arguments: dict[str, Any], mode: str) -> None:
     import wandb
 
     try:
-        run = wandb.init(mode=mode, resume="allow", **arguments)  # type: ignore[arg-type]
+        run = wandb.init(mode=mode, resume="allow", **arguments)
     except wandb.errors.Error as failure:
         print(f"wandb: {failure}; offline instead", flush=True)
         run = wandb.init(mode="offline", resume="allow", **arguments)

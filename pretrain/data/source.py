@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
-from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
+from braceexpand import UnbalancedBracesError, braceexpand
 
 _TIMEOUT = 30.0  # seconds without a byte
 _ATTEMPTS = 5
