@@ -13,7 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +131,11 @@ def main(arguments: Arguments, overrides: list[str]) -> None:
             f"{name:13s} {speed:9.2f} images/s   {ratio['median']:.2f} of ours "
             f"({ratio['least']:.2f} to {ratio['greatest']:.2f})"
         )
-    result["run"] = asdict(arguments) | {"overrides": overrides, "device": str(device), "precision": hardware.precision}
+    result["run"] = {"batch": arguments.batch, "rounds": arguments.rounds, "overrides": overrides}
+    result["run"] |= {"device": str(device), "precision": hardware.precision}
     result["run"] |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if arguments.out is not None:
-        Path(arguments.out).write_text(json.dumps(result, indent=1), encoding="utf-8")
+        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def timed(step: Step, images: Tensor, dtype: torch.dtype) -> float:

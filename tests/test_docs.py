@@ -74,12 +74,23 @@ def train(words: list[str]) -> None:
     build.run_of(cfg).fit()
 
 
+def bench(words: list[str]) -> None:
+    """A benchmark of something small, for one round, on the CPU."""
+    kept = [word for word in words if word.partition("=")[0] not in ("trainer", "batch", "rounds")]
+    small = [f"{key}={value}" for key, value in SHRINK.items()]
+    command = [sys.executable, str(ROOT / "scripts" / "bench_step.py"), *kept, *small, "batch=2", "rounds=1"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run_as_written(page: Path, folder: Path) -> None:
     for line in commands(page):
         words = shlex.split(line)
         if words[:3] == ["python", "-m", "pretrain"] and not {"--cfg", "--multirun"} & set(words):
             train(words[3:])
+        elif words[:2] == ["python", "scripts/bench_step.py"]:
+            bench(words[2:])
         elif words[0] == "python":
             small = [f"{key}={value}" for key, value in SHRINK.items()] if "--multirun" in words else []
             steps = ["max_steps=1"] if small else []

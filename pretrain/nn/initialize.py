@@ -19,17 +19,20 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 
 @torch.no_grad()
-def initialize(module: nn.Module, seed: int) -> None:
+def initialize(module: nn.Module, seed: int, scope: str = "") -> None:
     """Fills all parameters of `module` that are trained; those that are not (fixed tables) are their owner's business.
 
     Matrices: Xavier uniform over all but the first dimension. Tokens: normal, σ = 0.02. Norms: 1 and 0. Biases: 0, but
     those of a convolution, which keep torch's default, uniform within ± 1/√fan-in, as the original left them.
+
+    `scope` goes before the parameters' names: two modules of one model need different ones, or what has the same name
+    in both would have the same weights.
     """
     for prefix, owner in module.named_modules():
         for local, parameter in owner.named_parameters(prefix, recurse=False):
             if parameter.requires_grad:
                 draw = torch.empty(parameter.shape, dtype=torch.float32)
-                _fill(draw, owner, local.removeprefix(f"{prefix}."), generator_for(seed, local))
+                _fill(draw, owner, local.removeprefix(f"{prefix}."), generator_for(seed, scope + local))
                 parameter.copy_(draw)
 
 

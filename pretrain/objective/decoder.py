@@ -87,4 +87,4 @@ class Decoder(nn.Module):
         return torch.cat(parts, dim=1)
 
     def init_weights(self, seed: int) -> None:
-        initialize(self, seed)
+        initialize(self, seed, scope="decoder.")

@@ -147,3 +147,16 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, float], message
 def test_a_view_that_is_no_multiple_of_the_mask_unit_is_refused() -> None:
     with pytest.raises(ValueError, match="view of 18×18 pixels cannot be cut into mask units of 4"):
         MAE(ViT(img_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=3), Decoder, ViewSpec(18))
+
+
+def test_no_two_matrices_begin_alike() -> None:
+    """Encoder and decoder have parameters of one name and shape: their weights must be independent all the same."""
+    encoder = ViT(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2)
+    mae = MAE(encoder, partial(Decoder, embed_dim=24, depth=2, num_heads=2), ViewSpec(16))
+    mae.init_weights(0)
+    matrices = [(name, value.flatten()[:400]) for name, value in mae.named_parameters() if value.ndim == 2]
+    for number, (name, value) in enumerate(matrices):
+        for other, another in matrices[:number]:
+            size = min(len(value), len(another))
+            correlation = torch.corrcoef(torch.stack([value[:size], another[:size]]))[0, 1]
+            assert correlation.abs() < 0.3, (name, other)  # 400 draws: σ = 0.05
