@@ -1,7 +1,10 @@
-"""python -m pretrain: compose, check, build, fit.
+"""Self-supervised pretraining of a vision encoder: compose, check, build, fit.
 
-python -m pretrain +experiment=mae_vitl                  train by a recipe (conf/experiment/)
-python -m pretrain +experiment=mae_vitl --cfg job        show its whole configuration
+    python -m pretrain +experiment=mae_vitl 'data.train=SHARDS/train-{000000..001281}.tar'
+    python -m pretrain +experiment=mae_vitl --cfg job      shows the whole configuration and runs nothing
+    python -m pretrain --multirun +experiment=mae_vitl base_lr=1e-4,2e-4       a run for each
+
+All words are key=value overrides of the configuration; --hydra-help lists Hydra's own options.
 """
 
 from __future__ import annotations
@@ -15,33 +18,27 @@ from pretrain.arguments import quote
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_ONLY_SHOW = (
-    "--cfg",
-    "-c",
-    "--help",
-    "-h",
-    "--hydra-help",
-    "--version",
-    "--info",
-    "-i",
-    "--resolve",
-    "--package",
-    "-p",
-)
+_ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i", "--resolve", "--package", "-p")
 
 
 def main() -> None:
     """Refuses a wrong command with all its mistakes at once; else lets Hydra compose it and runs it."""
-    import hydra
-
-    from pretrain import config
-
     sys.argv[1:] = quote(sys.argv[1:])
     flags = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")]
-    sweep = "--multirun" in flags or "-m" in flags
-    if not sweep and not any(flag in _ONLY_SHOW for flag in flags):
-        _leave_if(config.mistakes([word for word in sys.argv[1:] if not word.startswith("-")]))
-    hydra.main(version_base="1.3", config_path=str(config.folder()), config_name="pretrain")(run)()
+    if len(sys.argv) == 1 or "--help" in flags or "-h" in flags:
+        _leave_with_usage(2 if len(sys.argv) == 1 else 0)
+    try:
+        import hydra
+
+        from pretrain import config
+
+        if not any(flag in _ONLY_SHOW for flag in flags):
+            words = [word for word in sys.argv[1:] if not word.startswith("-")]
+            sweep = "--multirun" in flags or "-m" in flags
+            _leave_if([line for job in (config.jobs(words) if sweep else [words]) for line in _mistakes(job)])
+        hydra.main(version_base="1.3", config_path=str(config.folder()), config_name="pretrain")(run)()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")
 
 
 def run(cfg: DictConfig) -> None:
@@ -52,14 +49,13 @@ def run(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from pretrain import build, config
+    from pretrain import build
     from pretrain.records import UserError
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what it says of itself; what we say stands in our own lines
     warnings.filterwarnings("ignore", module=r"lightning\.")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _leave_if(config.check(cfg))
         cfg.output_dir = os.path.join(cfg.output_dir, str(HydraConfig.get().job.num))
     try:
         one = build.run_of(cfg)
@@ -70,9 +66,30 @@ def run(cfg: DictConfig) -> None:
         sys.exit(128 + one.stop.signal)
 
 
+def _mistakes(words: list[str]) -> list[str]:
+    """All that is wrong with one job's words, too few images included where an index says how many there are."""
+    from pretrain import config
+    from pretrain.data.module import known_size
+    from pretrain.plan import too_few
+
+    cfg, lines = config.judged(words)
+    if not lines:
+        return []  # the run itself counts its images
+    size = known_size(cfg.data.train, cfg.data.index_dir) if cfg.get("data") else None
+    return lines + ([] if size is None else too_few(cfg.global_batch_size, size))
+
+
 def _leave_if(mistakes: list[str]) -> None:
     if mistakes:
-        sys.exit("\n".join(mistakes))
+        sys.exit("\n".join(dict.fromkeys(mistakes)))
+
+
+def _leave_with_usage(code: int) -> None:
+    from pretrain import config
+
+    recipes = sorted(path.stem for path in (config.folder() / "experiment").glob("*.yaml"))
+    print(f"{(__doc__ or '').strip()}\n\nExperiments: {', '.join(recipes)}")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def _quote_value(value: str) -> str:
     value = value.strip()
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
         return value
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    # a backslash means itself in Hydra's quotes, except before a quote, the closing one included
+    escaped = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value)
     return f"'{escaped}'"
 
 

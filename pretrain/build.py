@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from pretrain.assemble import instantiate, materialise, objective_of
 from pretrain.callback.step import Context
 from pretrain.data.module import ShardData
-from pretrain.files import replace_file
 from pretrain.nn.attention import kernel_for
 from pretrain.objective.objective import Objective
 from pretrain.plan import Plan, plan
-from pretrain.records import Batch, RunState
+from pretrain.records import Batch, RunState, UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.clock import Clock
 from pretrain.trainer.feed import Feed
@@ -70,8 +70,9 @@ def run_of(cfg: DictConfig) -> Run:
     objective = objective_of(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     identity = {key: plain[key] for key in _IDENTITY} | {"data": data.identity()}
-    folder = RunFolder(Path(cfg.output_dir), identity, {key: plain[key] for key in _SETTINGS}, cfg.resume)
-    replace_file(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+    settings = {key: plain[key] for key in _SETTINGS} | {"precision": hardware.precision}
+    _refuse_optimizer(cfg)
+    folder = RunFolder(Path(cfg.output_dir), identity, settings, cfg.resume)
 
     state = RunState()
     materialise(objective, cfg.seed)
@@ -84,6 +85,8 @@ def run_of(cfg: DictConfig) -> Run:
         max_seconds=None if sizes.max_minutes is None else 60 * sizes.max_minutes,
         stop_after_steps=sizes.stop_after_steps,
     )
+    if not clock.end:
+        folder.record(OmegaConf.to_yaml(cfg, resolve=True))
     schedules = {name: instantiate(node)(peak=sizes.lr, warmup=sizes.warmup) for name, node in cfg.schedule.items()}
     module = PretrainModule(
         objective=objective,
@@ -103,7 +106,7 @@ def run_of(cfg: DictConfig) -> Run:
     save = instantiate(cfg.checkpoint)(folder=folder.checkpoints, state=state, snapshot=module.snapshot)
     trainer = Trainer(
         **hardware.trainer_arguments(),
-        callbacks=[stop, *(instantiate(node)(context) for node in cfg.callback.values()), save],
+        callbacks=[stop, *(instantiate(node)(context) for node in cfg.callback.values() if node), save],
         max_epochs=-1,
         accumulate_grad_batches=sizes.accumulation,
         logger=False,
@@ -118,6 +121,14 @@ def run_of(cfg: DictConfig) -> Run:
     )
     batches = data.batches(cfg.seed, state.samples_seen, sizes.micro_batch, objective.views)
     return Run(folder, state, clock, stop, module, trainer, Feed(batches, state))
+
+
+def _refuse_optimizer(cfg: DictConfig) -> None:
+    """Lets the optimizer's own constructor judge its arguments, before anything is written."""
+    try:
+        instantiate(cfg.optim)([torch.nn.Parameter(torch.zeros(1, 1))])
+    except (ValueError, TypeError, IndexError, RuntimeError) as failure:
+        raise UserError(f"optim: {failure}") from None
 
 
 def _restore(path: Path | None, objective: Objective, state: RunState) -> dict[str, Any]:

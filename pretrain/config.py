@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import itertools
+import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # what composing raises for a wrong override
 _PACKAGES = ("pretrain", "torch", "lightning")  # whose classes a `_target_` may name
+_COLLECTIONS = ("callback", "schedule")  # groups that hold several nodes by name; the others are one node each
 _WORDS = ("_target_", "_partial_", "_recursive_", "_convert_")  # Hydra's own, in a node
 
 
@@ -89,8 +93,31 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 def mistakes(overrides: Sequence[str]) -> list[str]:
     """Everything that is wrong with a command's overrides and with the configuration they give, a line each."""
+    return judged(overrides)[1]
+
+
+def judged(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration that the understood ones of a command's overrides give, and all that is wrong, a line each."""
     accepted, lines = _refused(overrides)
-    return lines + check(composed(accepted))
+    cfg = composed(accepted)
+    return cfg, lines + check(cfg)
+
+
+def jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep, as Hydra's own sweeper combines them."""
+    parser, axes = OverridesParser.create(), []
+    for word in overrides:
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            axes.append([word])
+            continue
+        choices = override.is_sweep_override() and override.is_discrete_sweep()
+        values = (
+            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()] if choices else []
+        )
+        axes.append(values or [word])
+    return [list(words) for words in itertools.product(*axes)]
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -108,7 +135,28 @@ def check(cfg: DictConfig) -> list[str]:
         valid = {key: valid.get(key, composed([])[key]) for key in hints}
     lines += [_line(key, settings.get(key), reason) for key, reason in Settings.problems(**valid)]
     groups = {key: value for key, value in plain.items() if isinstance(value, dict)}
-    return lines + check_nodes(groups, settings.get("allow_targets") or [])
+    return lines + _check_groups(groups, settings) + check_nodes(groups, settings.get("allow_targets") or [])
+
+
+def _check_groups(groups: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Groups that are unknown, missing, or hold something else than what is built from them."""
+    known = [str(key) for key, value in composed([]).items() if isinstance(value, DictConfig)]
+    lines = [f"{key}: there is no such group{suggest(key, known)}" for key in groups if key not in known]
+    lines += [f"{key} is missing: choose one by {key}=…" for key in known if key not in groups and key not in settings]
+    for key in _COLLECTIONS:
+        for name, node in groups.get(key, {}).items():
+            if node is None and key == "callback":
+                continue  # turned off
+            if not isinstance(node, dict) or "_target_" not in node:
+                lines.append(_line(f"{key}.{name}", node, f"is no {key}: a node with a `_target_` belongs here"))
+    if "schedule" in groups and "lr" not in groups["schedule"]:
+        lines.append("schedule.lr is missing")
+    lines += [
+        f"{key}._target_ is missing"
+        for key in known
+        if key not in _COLLECTIONS and "_target_" not in groups.get(key, {"_target_": 1})
+    ]
+    return lines
 
 
 def check_nodes(nodes: Mapping[str, Any], allowed: Sequence[str] = ()) -> list[str]:
@@ -142,15 +190,20 @@ def _refused(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     try:
         composed([str(override.input_line) for override in parsed])
         return [str(override.input_line) for override in parsed], lines
-    except (HydraException, OmegaConfBaseException):
+    except _REFUSALS:
         options = _group_options(parsed)
-        for override in sorted(parsed, key=lambda one: one.key_or_group not in options):  # choices first, then values
+        for override in sorted(parsed, key=lambda one: _rank(one, options)):
             try:
                 composed([*accepted, str(override.input_line)])
                 accepted.append(str(override.input_line))
-            except (HydraException, OmegaConfBaseException) as failure:
+            except _REFUSALS as failure:
                 lines.append(_explain(override, options, accepted, failure))
     return accepted, lines
+
+
+def _rank(override: Override, options: dict[str, list[str]]) -> int:
+    """Hydra's own settings (where to search) come first, then choices of a group, then values."""
+    return 0 if override.key_or_group.startswith("hydra.") else 1 if override.key_or_group in options else 2
 
 
 def _group_options(overrides: Sequence[Override]) -> dict[str, list[str]]:
@@ -163,12 +216,12 @@ def _group_options(overrides: Sequence[Override]) -> dict[str, list[str]]:
 def _explain(override: Override, options: dict[str, list[str]], accepted: Sequence[str], failure: Exception) -> str:
     """What is wrong with one override."""
     key, value = override.key_or_group, override.value()
+    if override.is_sweep_override():
+        return f"{override.input_line}: a sweep needs --multirun; a list is written [a,b]"
     if key in options and str(value) not in options[key]:
         return f"{key}={value}: there is no such option; one of {', '.join(options[key])}"
     if key in options and not override.is_add():
         return f"{key}={value}: write +{key}={value}"
-    if override.is_sweep_override():
-        return f"{override.input_line}: a sweep needs --multirun; a list is written [a,b]"
     known = list(_keys(OmegaConf.to_container(composed(accepted), resolve=False)))
     if key not in known:
         return f"{key}={value}: there is no such key{suggest(key, known)}"
@@ -281,11 +334,14 @@ def matches(value: Any, hint: Any) -> bool:
     if isinstance(value, dict) and "_target_" in value:
         return _builds(value, hint, origin)
     if isinstance(value, list) or origin in (list, tuple, Sequence):
+        if origin is tuple and arguments and Ellipsis not in arguments:
+            pairs = isinstance(value, list) and len(value) == len(arguments)
+            return pairs and all(map(matches, value, arguments))
         element = next((one for one in arguments if one is not Ellipsis), Any)
         listed = hint is Any or origin in (list, tuple, Sequence)
         return listed and isinstance(value, list) and all(matches(one, element) for one in value)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint in (int, bool, str):
         return type(value) is hint
     if origin is dict or hint is dict:
@@ -312,7 +368,8 @@ def describe(hint: Any) -> str:
         return "null"
     if origin in (list, tuple, Sequence):
         element = next((one for one in arguments if one is not Ellipsis), Any)
-        return f"a list of {describe(element)}"
+        many = f"{len(arguments)} values, each " if origin is tuple and arguments and Ellipsis not in arguments else ""
+        return f"a list of {many}{describe(element)}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +29,8 @@ from pretrain.records import Batch, UserError
 from pretrain.trainer import checkpoint
 from pretrain.view.color import Prepare
 from pretrain.view.spec import ViewSpec
+
+log = logging.getLogger(__name__)
 
 Weights = Literal["trained", "random", "pixels"]
 
@@ -53,20 +57,25 @@ class Frozen:
         return features
 
     def features(
-        self, patterns: Patterns, weights: Weights = "trained", pool: Pool | None = None, num_workers: int = 4
+        self, index: Index, weights: Weights = "trained", pool: Pool | None = None, num_workers: int = 4
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features [N, D] and labels [N] of all samples of shards, each once, cut centrally.
+
+        Samples that cannot be decoded are left out, and the log says how many.
 
         Raises:
             UserError: the shards cannot be read, or a sample has no label.
         """
-        index = open_shards(patterns)
         numbers = Numbers(0, 1, _BATCH, index.num_samples)
         stream = BatchStream(
             index, Order(index.counts, 0, None), numbers, (self.view,), random=False, threads=num_workers
         )
-        batches = tqdm(Loader(stream), total=-(-index.num_samples // _BATCH), desc="features", delay=2)
-        return extract(batches, self.featurize(weights, pool, default_device()))
+        loader = Loader(stream, max_bad_fraction=1.0)
+        batches = tqdm(loader, total=-(-index.num_samples // _BATCH), desc="features", delay=2)
+        features, labels = extract(batches, self.featurize(weights, pool, default_device()))
+        if loader.bad:
+            log.warning("%d samples cannot be decoded and are left out", loader.bad.total())
+        return features, labels
 
     def augmented(
         self, index: Index, batch: int, seed: int, pool: Pool | None = None, num_workers: int = 4
@@ -81,15 +90,47 @@ class Frozen:
                 features = pooled(encoder, moved.views[0][0], pool or self.pool)
             yield features, moved.labels
 
-    def write(self, out: str | None, accuracy: float, protocol: dict[str, Any]) -> None:
-        """Prints a probe's accuracy and writes it as json, with all that was asked for."""
-        result = {"accuracy": accuracy, "protocol": protocol, "run_id": self.card.run_id, "step": self.card.step}
+    def write(self, out: str | None, accuracy: float, samples: dict[str, int], protocol: dict[str, Any]) -> None:
+        """Prints a probe's accuracy and writes it as json, with all that was asked for.
+
+        Args:
+            out: the file.
+            accuracy: the share of val samples that are right.
+            samples: how many there were, of `train` and `val`.
+            protocol: everything else that was asked for.
+        """
+        result = {
+            "accuracy": accuracy,
+            "samples": samples,
+            "protocol": protocol,
+            "run_id": self.card.run_id,
+            "step": self.card.step,
+        }
         print(
             f"accuracy {accuracy:.2%}  ({protocol['protocol']}, {protocol['weights']} weights, step {self.card.step})"
         )
         if out is not None:
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
             replace_file(Path(out), json.dumps(result, indent=1).encode())
+
+
+def open_probe_data(
+    train: Patterns, val: Patterns, out: str | None, index_dir: str | None, allow_pipe: bool, num_workers: int
+) -> tuple[Index, Index]:
+    """The shards of a probe, once it is clear that its result can be written.
+
+    Raises:
+        UserError: the shards cannot be read, or `out` cannot be written.
+    """
+    if num_workers < 0:
+        raise UserError(f"num_workers={num_workers}: must be at least 0")
+    if out is not None:
+        try:
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as failure:
+            raise UserError(f"out={out}: {failure.strerror}") from None
+        if Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK):
+            raise UserError(f"out={out}: must be a file that can be written")
+    return tuple(open_shards(patterns, index_dir, allow_pipe, prefix="") for patterns in (train, val))  # type: ignore[return-value]
 
 
 def default_device() -> torch.device:

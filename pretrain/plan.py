@@ -60,11 +60,8 @@ def plan(cfg: DictConfig, num_samples: int, devices: int) -> Plan:
     if batch % devices:
         below, above = batch - batch % devices, batch + devices - batch % devices
         raise UserError(f"global_batch_size={batch}: cannot be split over {devices} devices; {below} or {above} could")
-    if num_samples < batch:
-        raise UserError(
-            f"global_batch_size={batch}: there are only {num_samples} images, not enough for one batch; "
-            "give more shards or a smaller global_batch_size"
-        )
+    if lines := too_few(batch, num_samples):
+        raise UserError("\n".join(lines))
     share = batch // devices
     micro = max(size for size in range(1, min(share, cfg.batch_size_per_device) + 1) if share % size == 0)
     per_epoch = num_samples // batch
@@ -83,6 +80,16 @@ def plan(cfg: DictConfig, num_samples: int, devices: int) -> Plan:
         max_minutes=cfg.max_minutes,
         stop_after_steps=cfg.stop_after_steps,
     )
+
+
+def too_few(global_batch_size: int, num_samples: int) -> list[str]:
+    """What is wrong with so few samples, nothing if there are enough for one batch."""
+    if num_samples >= global_batch_size:
+        return []
+    return [
+        f"global_batch_size={global_batch_size}: there are only {num_samples} images, not enough for one batch; "
+        "give more shards or a smaller global_batch_size"
+    ]
 
 
 @dataclass(frozen=True)

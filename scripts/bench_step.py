@@ -110,7 +110,7 @@ VARIANTS = {"pretrain": ours, "transformers": huggingface, "lightly": lightly}
 
 
 def main(arguments: Arguments, overrides: list[str]) -> None:
-    if lines := [line for line in config.mistakes(overrides) if not line.startswith(("data.train", "data.val"))]:
+    if lines := [line for line in config.mistakes(overrides) if not line.startswith(("data.train=", "data.val="))]:
         raise UserError("\n".join(lines))
     cfg = config.composed(overrides)
     hardware = instantiate(cfg.trainer)

@@ -4,11 +4,13 @@
     out=linear.json
 
 protocol=closed is logistic regression on standardised features to convergence, C from {.001, .01, .1}, best on val;
-protocol=paper is the published recipe of MAE: LARS, batch norm, augmentation (batch_size, epochs, … are for it alone).
+protocol=paper is the published recipe of MAE: LARS, batch norm, augmentation (batch_size, epochs, … are for it alone;
+classes is by default what val has).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pretrain.arguments import script
-from pretrain.data.module import Patterns, open_shards
-from pretrain.frozen import Frozen, Weights, default_device, load
+from pretrain.data.index import Index
+from pretrain.data.module import Patterns
+from pretrain.frozen import Frozen, Weights, default_device, load, open_probe_data
 from pretrain.probe import linear, paper
 from pretrain.probe.features import Pool
 from pretrain.records import UserError
@@ -37,35 +40,77 @@ class Arguments:
     epochs: int = 90
     warmup_epochs: int = 10
     base_lr: float = 0.1
+    classes: int | None = None
     seed: int = 0
     num_workers: int = 4
+    index_dir: str | None = None
+    allow_pipe: bool = False
 
 
 def main(arguments: Arguments) -> None:
-    frozen = load(Path(arguments.checkpoint), arguments.weights)
-    protocol = asdict(arguments) | {"pool": arguments.pool or frozen.pool}
-    val, val_labels = frozen.features(arguments.val, arguments.weights, arguments.pool, arguments.num_workers)
-    if arguments.protocol == "paper":
-        frozen.write(arguments.out, by_the_paper(arguments, frozen, val, val_labels), protocol)
+    a = arguments
+    indexes = open_probe_data(a.train, a.val, a.out, a.index_dir, a.allow_pipe, a.num_workers)
+    micro = micro_batch(a, indexes[0].num_samples) if a.protocol == "paper" else 0
+    frozen = load(Path(a.checkpoint), a.weights)
+    protocol = asdict(a) | {"pool": a.pool or frozen.pool}
+    val, val_labels = frozen.features(indexes[1], a.weights, a.pool, a.num_workers)
+    if a.protocol == "paper":
+        result = by_the_paper(a, frozen, indexes[0], micro, val, val_labels)
+        frozen.write(a.out, result, {"train": indexes[0].num_samples, "val": len(val)}, protocol)
         return
-    train, labels = frozen.features(arguments.train, arguments.weights, arguments.pool, arguments.num_workers)
+    train, labels = frozen.features(indexes[0], a.weights, a.pool, a.num_workers)
     by_strength = linear.fit(train, labels, val, val_labels)
     best = max(by_strength, key=lambda strength: by_strength[strength])
-    frozen.write(arguments.out, by_strength[best], protocol | {"C": best, "accuracy_by_C": by_strength})
+    samples = {"train": len(train), "val": len(val)}
+    frozen.write(a.out, by_strength[best], samples, protocol | {"C": best, "accuracy_by_C": by_strength})
 
 
-def by_the_paper(arguments: Arguments, frozen: Frozen, val: Tensor, val_labels: Tensor) -> float:
-    index, size = open_shards(arguments.train), arguments.batch_size
-    if index.num_samples < size:
-        raise UserError(f"batch_size={size}: there are only {index.num_samples} training samples; give a smaller one")
-    micro = max(part for part in range(1, paper.NORM_SAMPLES + 1) if size % part == 0)
-    head = paper.Head(val.shape[1], int(val_labels.max()) + 1, arguments.seed).to(default_device())
-    batches = frozen.augmented(index, micro, arguments.seed, arguments.pool, arguments.num_workers)
-    steps = index.num_samples // size
-    losses = paper.fit(head, batches, size, steps, arguments.epochs, arguments.warmup_epochs, arguments.base_lr)
-    for loss in (bar := tqdm(losses, total=steps * arguments.epochs, desc="linear probe")):
+def micro_batch(a: Arguments, num_samples: int) -> int:
+    """How many samples the paper's protocol normalises at once: the most that divide its batch.
+
+    Raises:
+        UserError: with all that is wrong with the arguments of that protocol.
+    """
+    lines = []
+    if not 0 <= a.warmup_epochs < a.epochs:
+        lines.append(f"warmup_epochs={a.warmup_epochs}: must be at least 0 and below epochs (={a.epochs})")
+    if a.base_lr <= 0:
+        lines.append(f"base_lr={a.base_lr}: must be positive")
+    micro = max((part for part in range(2, paper.NORM_SAMPLES + 1) if a.batch_size % part == 0), default=0)
+    if a.batch_size < 2 or not micro:
+        lines.append(f"batch_size={a.batch_size}: must have a divisor between 2 and {paper.NORM_SAMPLES}")
+    elif num_samples < a.batch_size:
+        lines.append(f"batch_size={a.batch_size}: there are only {num_samples} training samples; give a smaller one")
+    if lines:
+        raise UserError("\n".join(lines))
+    return micro
+
+
+def by_the_paper(a: Arguments, frozen: Frozen, index: Index, micro: int, val: Tensor, val_labels: Tensor) -> float:
+    classes = a.classes or 1 + int(val_labels.max())
+    head = paper.Head(val.shape[1], classes, a.seed).to(default_device())
+    batches = labelled(frozen.augmented(index, micro, a.seed, a.pool, a.num_workers), classes)
+    steps = index.num_samples // a.batch_size
+    losses = paper.fit(head, batches, a.batch_size, steps, a.epochs, a.warmup_epochs, a.base_lr)
+    for loss in (bar := tqdm(losses, total=steps * a.epochs, desc="linear probe")):
         bar.set_postfix(loss=f"{loss:.3f}")
     return paper.accuracy(head, val, val_labels)
+
+
+def labelled(batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches, as long as their labels are class numbers.
+
+    Raises:
+        UserError: one is not.
+    """
+    for features, labels in batches:
+        if (labels < 0).any():
+            raise UserError("a training sample has no label (a `.cls` member with a class number): a probe needs them")
+        if (labels >= classes).any():
+            raise UserError(
+                f"a training sample has label {int(labels.max())}, but val ends at {classes - 1}: give classes=…"
+            )
+        yield features, labels
 
 
 if __name__ == "__main__":

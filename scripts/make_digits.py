@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from pretrain.arguments import script
-from pretrain.data.write import write_classes, write_shards
+from pretrain.data.write import write_shards
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,6 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     out, digits = Path(arguments.out), load_digits()
-    if (out / "index.json").is_file():
-        print(f"{out} is already there")
-        return
 
     def load(number: int) -> dict[str, bytes]:
         grey = (digits.images[number] * (255 / 16)).round().astype("uint8")  # 8×8, 17 shades
@@ -41,8 +38,11 @@ def main(arguments: Arguments) -> None:
     random.Random(arguments.seed).shuffle(numbers)
     parts = {"val": numbers[: arguments.val_samples], "train": numbers[arguments.val_samples :]}
     for name, part in parts.items():
-        write_shards(out, name, [(f"{number:08d}", number) for number in part], load, arguments.samples_per_shard)
-    write_classes(out, [str(digit) for digit in range(10)])
+        if list(out.glob(f"{name}-*.tar")) and not (out / f".{name}.writing").exists():
+            print(f"{out}/{name}-*.tar are already there")
+            continue
+        keys = [(f"{number:08d}", number) for number in part]
+        write_shards(out, name, keys, load, arguments.samples_per_shard, [str(digit) for digit in range(10)])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Arguments:
 def main(arguments: Arguments, overrides: list[str]) -> None:
     # neither shards nor the recipe's hardware are needed to plan
     lines = config.mistakes(overrides)
-    if wrong := [line for line in lines if not line.startswith(("data.train", "data.val", "trainer.accelerator"))]:
+    if wrong := [line for line in lines if not line.startswith(("data.train=", "data.val=", "trainer.accelerator="))]:
         raise UserError("\n".join(wrong))
     cfg = config.composed(overrides)
     samples = arguments.num_samples or cfg.data.num_samples

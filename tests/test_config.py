@@ -176,10 +176,40 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         ("max_minutes=-3", "must be positive"),
         ("encoder.depth={a", "is not understood"),
         ("+encoder._args_=[1]", "there is no such key"),
+        ("++objectve.mask_ratio=0.5", "objectve: there is no such group; did you mean objective?"),
+        ("++callback.lg.every_steps=5", "callback.lg={'every_steps': 5}: is no callback"),
+        ("+callback.wandb=offline", "callback.wandb=offline: is no callback"),
+        ("schedule.lr=null", "schedule.lr=null: is no schedule"),
+        ("checkpoint=null", "checkpoint=None: there is no such option; one of local"),
+        ("~optim", "optim is missing: choose one by optim=…"),
+        ("optim.betas=[0.9]", "must be a list of 2 values"),
+        ("base_lr=nan", "base_lr=nan: must be a number"),
+        ("encoder.mlp_ratio=0", "encoder.mlp_ratio=0: must be positive"),
+        ("objective.view.mean=[0.5,0.5]", "must be three numbers"),
+        ("encoder=vit_small,vit_base", "a sweep needs --multirun"),
     ],
 )
 def test_each_mistake_says_what_to_do(override: str, message: str) -> None:
     assert any(message in line for line in mistakes(["trainer=cpu", override])), mistakes(["trainer=cpu", override])
+
+
+def test_a_sweep_is_checked_job_by_job() -> None:
+    words = ["+experiment=mae_vitb", "base_lr=1,2", "encoder.depth=3", "encoder.num_heads=4,5"]
+    assert config.jobs(words) == [
+        ["+experiment=mae_vitb", f"base_lr={rate}", "encoder.depth=3", f"encoder.num_heads={heads}"]
+        for rate in (1, 2)
+        for heads in (4, 5)
+    ]
+    assert config.jobs(["data.train=[a,b]", "x={"]) == [["data.train=[a,b]", "x={"]]
+
+
+def test_own_experiments_are_found_whatever_else_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\n")
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "+experiment=mine", "trainer=cpu", f"data.train={tmp_path}"]
+    lines = mistakes(["+experiment=mine", "encoder.depht=3", *words[:1], *words[2:]])
+    assert not any("experiment" in line for line in lines)
+    assert any("did you mean encoder.depth?" in line for line in lines)
 
 
 def test_without_a_gpu_or_shards_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +286,8 @@ def test_values_match_their_hints(value: Any, hint: Any, expected: bool) -> None
         ("output_dir=runs/lr=3", "runs/lr=3"),
         ("data.train='already quoted'", "already quoted"),
         ("data.val=null", None),
+        ("output_dir=a\\b\\'c\\", "a\\b\\'c\\"),
+        ("data.train=pipe:sed 's/\\(.\\)/x/' y", "pipe:sed 's/\\(.\\)/x/' y"),
     ],
 )
 def test_shard_lists_and_paths_reach_hydra_as_they_are_typed(typed: str, value: Any) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.data.module import open_shards
 from pretrain.frozen import load
 from pretrain.records import UserError
+from tests.data.shards import image_bytes, write_tar
 from tests.job import Job
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -31,7 +33,7 @@ def test_a_run_and_its_exports_are_the_same_encoder(job: Job) -> None:
         result = script("export", f"checkpoint={job.out}", f"format={system}", f"out={out}")
         assert result.returncode == 0, result.stderr
         assert "features differ by at most" in result.stdout
-    shards = str(job.shards)
+    shards = open_shards(str(job.shards), str(job.tmp / "index"))
     expected = load(job.out).features(shards, num_workers=0)
     for out in exports.values():
         features, labels = load(out).features(shards, num_workers=0)
@@ -42,7 +44,7 @@ def test_a_run_and_its_exports_are_the_same_encoder(job: Job) -> None:
 
 def test_weights_can_be_trained_random_or_absent(job: Job) -> None:
     job.run("max_steps=3", "base_lr=1.0", "warmup_epochs=0")
-    shards = str(job.shards)
+    shards = open_shards(str(job.shards), str(job.tmp / "index"))
     trained, _ = load(job.out).features(shards, num_workers=0)
     start, _ = load(job.out, "random").features(shards, "random", num_workers=0)
     pixels, _ = load(job.out).features(shards, "pixels", num_workers=0)
@@ -74,6 +76,36 @@ def test_probe_scripts_write_what_they_found(job: Job) -> None:
         assert f"accuracy {content['accuracy']:.2%}" in result.stdout
         assert content["protocol"]["pool"] == "mean"
         assert content["protocol"]["protocol"] in ("knn", "closed", "paper")
+        assert content["samples"] == {"train": 41, "val": 41}
+    for name, extra, message in [
+        ("knn", ["k=0"], "k=0 must be at least 1"),
+        ("knn", [f"out={job.tmp}"], "must be a file that can be written"),
+        ("knn", ["num_workers=-1"], "num_workers=-1: must be at least 0"),
+        ("knn", ["train=pipe:cat x"], "allow it by allow_pipe=true"),
+        ("linear_probe", ["protocol=paper", "batch_size=0", "epochs=1"], "batch_size=0: must have a divisor"),
+        (
+            "linear_probe",
+            ["protocol=paper", "batch_size=0", "epochs=1"],
+            "warmup_epochs=10: must be at least 0 and below",
+        ),
+        ("linear_probe", ["protocol=paper", "batch_size=8", "epochs=20", "classes=4"], "give classes="),
+    ]:
+        given = {word.partition("=")[0] for word in extra}
+        words = [*(word for word in common if word.partition("=")[0] not in given), *extra]
+        result = script(name, *words)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_broken_sample_is_left_out_and_not_replaced(job: Job) -> None:
+    job.run("max_steps=1")
+    members = [("a.png", image_bytes(1)), ("a.cls", b"1"), ("b.png", b"no image"), ("b.cls", b"2")]
+    members += [("c.png", image_bytes(3)), ("c.cls", b"3")]
+    index = open_shards(str(write_tar(job.tmp / "t.tar", members)), str(job.tmp / "i"))
+    features, labels = load(job.out).features(index, num_workers=0)
+    assert labels.tolist() == [1, 3]
+    assert len(features) == 2
 
 
 def test_what_is_neither_a_run_nor_an_export_is_refused(job: Job, tmp_path: Path) -> None:
@@ -108,7 +140,7 @@ def test_unlabelled_samples_are_refused_by_name(job: Job) -> None:
     job.run("max_steps=1")
     write_shards(job.tmp / "u", [3], labels=False)
     with pytest.raises(UserError, match="sample `00000` has no label"):
-        load(job.out).features(str(job.tmp / "u"), num_workers=0)
+        load(job.out).features(open_shards(str(job.tmp / "u"), str(job.tmp / "i")), num_workers=0)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("*.py")))

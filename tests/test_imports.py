@@ -34,7 +34,7 @@ ALLOWED = {
     "assemble": {"config", "objective.objective"},
     "build": {"*"},
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "probe", "trainer.checkpoint", "view"},
-    "__main__": {"arguments", "build", "config"},
+    "__main__": {"arguments", "build", "config", "data", "plan"},
 }
 
 # Named by a `_target_` in a yaml and imported by nobody: a new one is one py, one yaml, one test.

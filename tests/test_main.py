@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,8 +72,27 @@ def test_a_sweep_gets_a_folder_a_job(job: Job) -> None:
     assert result.returncode == 0, result.stderr
     rates = [OmegaConf.load(job.out / str(number) / "config.yaml").base_lr for number in range(2)]
     assert rates == [1e-3, 1e-4]
-    wrong = pretrain("--multirun", *job.overrides("encoder.num_heads=3,5"), cwd=job.tmp)
-    assert "encoder.num_heads=5: must divide `embed_dim` (=24)" in wrong.stderr
+    shutil.rmtree(job.out)
+    wrong = pretrain("--multirun", *job.overrides("encoder.num_heads=3,5", "max_setps=2"), cwd=job.tmp)
+    assert wrong.stderr.splitlines() == [
+        "max_setps=2: there is no such key; did you mean max_steps?",
+        "encoder.num_heads=5: must divide `embed_dim` (=24)",
+    ]
+    assert not job.out.exists()  # the good job has not run
+
+
+def test_without_words_it_says_what_it_wants(tmp_path: Path) -> None:
+    nothing, asked = pretrain(cwd=tmp_path), pretrain("--help", cwd=tmp_path)
+    assert (nothing.returncode, asked.returncode) == (2, 0)
+    assert "python -m pretrain +experiment=mae_vitl" in nothing.stdout
+    assert "mae_cifar10" in nothing.stdout
+
+
+def test_too_few_images_stand_among_the_other_mistakes(job: Job) -> None:
+    job.run("max_steps=1")  # which builds the index
+    result = pretrain(*job.overrides("global_batch_size=100", "encoder.depth=0"), cwd=job.tmp)
+    assert "encoder.depth=0: must be at least 1" in result.stderr
+    assert "global_batch_size=100: there are only 41 images" in result.stderr
 
 
 @pytest.mark.parametrize("experiment", ["mae_cifar10", "mae_digits"])

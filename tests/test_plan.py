@@ -79,5 +79,6 @@ def test_the_script_refuses_what_a_run_would_refuse() -> None:
     assert "encoder.num_heads=7: must divide `embed_dim` (=1024)" in result.stderr
     assert "did you mean encoder.depth?" in result.stderr
     assert "data.train" not in result.stderr
+    assert "data.val_sample=3: there is no such key" in run("+experiment=mae_vitl", "data.val_sample=3").stderr
     assert "cannot be split over 3 devices" in run("+experiment=mae_vitl", "devices=3").stderr
     assert "num_samples=… is missing" in run("encoder=vit_base").stderr

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from pretrain.files import replace_file
+
+log = logging.getLogger(__name__)
 
 Row = Mapping[str, float | int]
 
@@ -23,19 +28,45 @@ class Journal:
 
     Args:
         folder: of the run.
-        step: the step that the run goes on from; later rows are cut off.
+        step: the step that the run goes on from; later rows are cut off. A run that begins again from step 0 puts an
+            older record aside, as `metrics.N.jsonl`.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.jsonl = folder / "metrics.jsonl"
         self.csv = folder / "metrics.csv"
-        rows = [row for row in read_rows(self.jsonl) if row["step"] <= step]
+        before = read_rows(self.jsonl)
+        if before and step == 0:
+            aside = next(
+                path for number in itertools.count(1) if not (path := folder / f"metrics.{number}.jsonl").exists()
+            )
+            os.rename(self.jsonl, aside)
+            log.warning("this run begins again from step 0; the metrics of the one before are in %s", aside)
+        rows = [row for row in before if row["step"] <= step]
         self.columns = list(dict.fromkeys(name for row in rows for name in row))
+        self._waiting: list[Row] = []  # rows that could not be written
         replace_file(self.jsonl, "".join(_line(row) for row in rows).encode())
         self._rewrite_csv(rows)
 
     def write(self, row: Row) -> None:
-        """Appends a row; a value that is not finite is kept as null in the jsonl, as nan or inf in the csv."""
+        """Appends a row; a value that is not finite is kept as null in the jsonl, as nan or inf in the csv.
+
+        When the disk is full the row waits for the next call: a record is not worth a run.
+        """
+        self._waiting.append(row)
+        sizes = {path: path.stat().st_size for path in (self.jsonl, self.csv)}
+        try:
+            for one in self._waiting:
+                self._append(one)
+        except OSError as failure:
+            for path, size in sizes.items():
+                os.truncate(path, size)  # no half rows
+            if len(self._waiting) == 1:
+                log.error("no row can be written to %s: %s. Training goes on", self.jsonl.parent, failure)
+        else:
+            self._waiting = []
+
+    def _append(self, row: Row) -> None:
         with open(self.jsonl, "a", encoding="utf-8") as file:
             file.write(_line(row))
         if new := [name for name in row if name not in self.columns]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pretrain.callback.step import Context, StepCallback
 from pretrain.records import Batch, Problem, refuse
 
 matplotlib.use("Agg")
+
+log = logging.getLogger(__name__)
 
 _WIDTH = 480  # of a picture, at least about
 
@@ -48,10 +51,16 @@ class Pictures(StepCallback):
         with state.set_aside():
             self._batch = self._batch or self.context.examples(self.samples)
             for name, picture in self.context.illustrate(self._batch).items():
-                self._save(Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()), f"{name}_{state.step:08d}.png")
+                try:
+                    self._save(Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()), f"{name}_{state.step:08d}.png")
+                except OSError as failure:
+                    log.error("no picture of step %d: %s. Training goes on", state.step, failure)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        draw_curves(self.context.folder / "metrics.jsonl", self._folder() / "loss.png")
+        try:
+            draw_curves(self.context.folder / "metrics.jsonl", self._folder() / "loss.png")
+        except OSError as failure:
+            log.error("no loss curve: %s", failure)
 
     def _folder(self) -> Path:
         folder = self.context.folder / "pictures"

@@ -10,15 +10,18 @@ import logging
 import multiprocessing
 import os
 import queue
-import signal
+import socket
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from pretrain.process import without_main
+from pretrain.process import spawning
 
 log = logging.getLogger(__name__)
 
+_PROBE = 5.0  # seconds to find out whether the service can be reached
 _PATIENCE = 20.0  # seconds that the end of a run waits for the last rows
 
 
@@ -40,10 +43,10 @@ class WandbProcess:
         self._queue: Any = context.Queue()
         arguments = {"project": project, "name": name, "id": run_id, "config": config, "dir": str(folder)}
         self._process = context.Process(target=_send, args=(self._queue, arguments, mode), daemon=True)
-        with without_main():
+        with spawning():
             self._process.start()
         if mode == "offline":
-            log.info("wandb: offline, in %s (`wandb sync` uploads it; log in by `wandb login`)", folder / "wandb")
+            log.info("%s", _offline(str(folder), "no key: log in by `wandb login`"))
 
     def write(self, row: Mapping[str, float]) -> None:
         """Hands a row over and returns at once."""
@@ -68,17 +71,35 @@ def _has_key() -> bool:
     return netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8", errors="replace")
 
 
+def _offline(folder: str, reason: str) -> str:
+    return f"wandb: offline, in {folder}/wandb ({reason}); `wandb sync` uploads it"
+
+
+def _unreachable(address: str) -> str:
+    """Why a service cannot be reached, "" if it can, or if a proxy stands before it and will say."""
+    parts = urlsplit(address)
+    host, port = parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
+    if parts.scheme in urllib.request.getproxies():
+        return ""
+    try:
+        socket.create_connection((host, port), timeout=_PROBE).close()
+    except OSError as failure:
+        return f"cannot reach {host}: {failure}"
+    return ""
+
+
 def _send(rows: Any, arguments: dict[str, Any], mode: str) -> None:
     """The process: starts wandb, offline if online fails, and passes rows on until None comes or the trainer ends."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
+    if mode == "online" and (reason := _unreachable(wandb.Settings().base_url)):
+        print(_offline(arguments["dir"], reason), flush=True)
+        mode = "offline"
     try:
-        run = wandb.init(mode=mode, resume="allow", **arguments)
+        run = wandb.init(mode=mode, resume="allow", settings=wandb.Settings(init_timeout=30), **arguments)
     except wandb.errors.Error as failure:
-        print(f"wandb: {failure}; offline instead", flush=True)
+        print(_offline(arguments["dir"], str(failure).splitlines()[0]), flush=True)
         run = wandb.init(mode="offline", resume="allow", **arguments)
     trainer = multiprocessing.parent_process()
     while trainer is not None and trainer.is_alive():

@@ -36,6 +36,7 @@ LABELS = ("cls",)
 EXTENSIONS = (*IMAGES, *LABELS)  # stored by their number: append only
 
 _MAGIC = b"PRTIDX1\n"
+_ROW = {"name", "count", "bytes", "sha256", "modified", "sidecar"}  # of a shard in index.json
 _THREADS = 8
 
 
@@ -51,7 +52,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        return shard_name(self.url)
+        return self.url.rstrip("/").rpartition("/")[2]
 
 
 class Part(NamedTuple):
@@ -60,6 +61,10 @@ class Part(NamedTuple):
     extension: str
     start: int
     stop: int
+
+
+class AmbiguousSampleError(ValueError):
+    """Which member of a sample is its image or its label cannot be told."""
 
 
 class Index:
@@ -134,8 +139,8 @@ class Sidecar:
         return raw.decode("utf-8", errors="replace")
 
 
-def shard_name(url: str) -> str:
-    """The last component of a shard's address, for people and for files."""
+def _safe_name(url: str) -> str:
+    """The last component of a shard's address, as a file may be called."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", url.rstrip("/").rpartition("/")[2].partition("?")[0])
 
 
@@ -146,14 +151,24 @@ def scan(url: str, sidecar: Path) -> Shard:
         UserError: the shard is damaged or cannot be read.
     """
     try:
-        return source.retry(f"`{url}`", lambda: _scan(url, sidecar))
+        samples, header = source.retry(f"`{url}`", lambda: _scan(url))
+        write_sidecar(sidecar, samples, header)
+        return Shard(url, len(samples), header["bytes"], header["sha256"], sidecar)
     except source.ReadError as failure:
         raise UserError(str(failure)) from None
     except DamagedTarError as damage:
         raise UserError(f"`{url}` is no whole tar: {damage}. Write it again, or leave it out of the list") from None
+    except AmbiguousSampleError as failure:
+        raise UserError(f"`{url}`: {failure}") from None
+    except OSError as failure:
+        raise UserError(
+            f"cannot write the index `{sidecar}`: {failure.strerror}; free some room, or name another folder "
+            "by data.index_dir"
+        ) from None
 
 
-def _scan(url: str, sidecar: Path) -> Shard:
+def _scan(url: str) -> tuple[list[tuple[str, list[tuple[int, int, int]]]], dict[str, Any]]:
+    """(samples, header) of a shard's sidecar."""
     before = _modified(url)
     with source.stream(url) as read:
         digest, size = hashlib.sha256(), 0
@@ -166,30 +181,50 @@ def _scan(url: str, sidecar: Path) -> Shard:
             return data
 
         samples = group(members(hashed))
-    header = {"url": url, "bytes": size, "sha256": digest.hexdigest(), "modified": before}
-    write_sidecar(sidecar, samples, header)
-    return Shard(url, len(samples), size, digest.hexdigest(), sidecar)
+    return samples, {"url": url, "bytes": size, "sha256": digest.hexdigest(), "modified": before}
 
 
 def group(found: Iterable[Member]) -> list[tuple[str, list[tuple[int, int, int]]]]:
     """Members as samples, by WebDataset's rule: neighbours whose names agree up to the first dot of the last component.
 
+    What follows that dot is a member's extension. `a.jpg` beside `a.seg.jpg` is one sample whose image is the first;
+    a `jpg` after further dots counts where it is the only image (`IMG.2020.jpg`).
+
     Returns:
         (key, members as (extension number, start, stop)) of every sample that has an image.
+
+    Raises:
+        AmbiguousSampleError: a sample has an extension twice, or several images none of which is plainly the one.
     """
-    samples: list[tuple[str, list[tuple[int, int, int]]]] = []
-    current: str | None = None
+    samples: list[tuple[str, list[tuple[str, Member]]]] = []
     for member in found:
         match = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", member.name, flags=re.DOTALL)
         if match is None:
             continue
-        key, extension = match[1], match[2].rpartition(".")[2].lower()
-        if key != current:
-            samples.append((key, []))
-            current = key
-        if extension in EXTENSIONS:
-            samples[-1][1].append((EXTENSIONS.index(extension), member.offset, member.offset + member.size))
-    return [sample for sample in samples if any(EXTENSIONS[part[0]] in IMAGES for part in sample[1])]
+        if not samples or match[1] != samples[-1][0]:
+            samples.append((match[1], []))
+        samples[-1][1].append((match[2].lower(), member))
+    chosen = [(key, _choose(key, parts)) for key, parts in samples]
+    return [sample for sample in chosen if any(EXTENSIONS[part[0]] in IMAGES for part in sample[1])]
+
+
+def _choose(key: str, members: Sequence[tuple[str, Member]]) -> list[tuple[int, int, int]]:
+    """The members of a sample that are recorded."""
+    chosen = [(extension, member) for extension, member in members if extension in EXTENSIONS]
+    if not any(extension in IMAGES for extension, _ in chosen):
+        last = [(extension.rpartition(".")[2], member) for extension, member in members]
+        chosen += [(extension, member) for extension, member in last if extension in IMAGES]
+        images = [extension for extension, _ in chosen if extension in IMAGES]
+        ambiguous = len(images) > 1
+    else:
+        ambiguous = len({extension for extension, _ in chosen}) < len(chosen)
+    if ambiguous:
+        listed = ", ".join(f"`{member.name}`" for _, member in chosen[:4])
+        raise AmbiguousSampleError(
+            f"{listed} are one sample, since its key `{key}` ends at the first dot of a name, and which of them is "
+            "meant cannot be told. Rename the members, or leave the shard out of the list"
+        )
+    return [(EXTENSIONS.index(extension), member.offset, member.offset + member.size) for extension, member in chosen]
 
 
 def write_sidecar(
@@ -210,7 +245,7 @@ def write_sidecar(
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
-    """Writes `index.json` for shards whose sidecars stand in the same folder; it keeps those listed there before."""
+    """Writes `index.json` for local shards whose sidecars stand beside them; it keeps those listed there before."""
     names = {shard.name for shard in shards}
     rows = [row for row in _rows_in(folder).values() if row["name"] not in names and (folder / row["name"]).is_file()]
     rows += [
@@ -219,6 +254,7 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
             "count": shard.count,
             "bytes": shard.size,
             "sha256": shard.sha256,
+            "modified": int(os.stat(shard.url).st_mtime),
             "sidecar": shard.sidecar.name,
         }
         for shard in shards
@@ -244,16 +280,37 @@ def open_index(urls: Sequence[str], index_dir: str | None = None) -> Index:
     Raises:
         UserError: shards are damaged or cannot be read (all of them are named), or the cache cannot be written.
     """
+    urls, known, foreign = _known(urls)
+    if foreign:
+        known.update(_cached(foreign, _cache(foreign, index_dir)))
+    return Index([known[url] for url in urls])
+
+
+def count_known(urls: Sequence[str], index_dir: str | None = None) -> int | None:
+    """How many samples shards have, None if one of them has no index yet; reads no shard."""
+    _, known, foreign = _known(urls)
+    sidecars = _sidecars(foreign, _cache(foreign, index_dir))
+    shards = [*known.values(), *(_from_sidecar(url, sidecar) for url, sidecar in sidecars.items())]
+    return sum(shard.count for shard in shards if shard) if all(shards) else None
+
+
+def _known(urls: Sequence[str]) -> tuple[list[str], dict[str, Shard], list[str]]:
+    """(the shards, local ones by their whole path; those that come with an index; the others)."""
     urls = [os.path.abspath(url) if source.is_local(url) else url for url in urls]
     known = {url: shard for url in urls if (shard := _beside(url)) is not None}
-    foreign = [url for url in urls if url not in known]
-    if foreign:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        digest = hashlib.sha256("\n".join(foreign).encode()).hexdigest()[:16]
-        folder = Path(index_dir or os.path.join(cache, "pretrain", "index")) / digest
-        known.update(_cached(foreign, folder))
     _beside_rows.cache_clear()
-    return Index([known[url] for url in urls])
+    return urls, known, [url for url in urls if url not in known]
+
+
+def _cache(foreign: Sequence[str], index_dir: str | None) -> Path:
+    """Where the index of shards that come without one is kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    digest = hashlib.sha256("\n".join(foreign).encode()).hexdigest()[:16]
+    return Path(index_dir or os.path.join(cache, "pretrain", "index")) / digest
+
+
+def _sidecars(urls: Sequence[str], folder: Path) -> dict[str, Path]:
+    return {url: folder / f"{number:06d}-{_safe_name(url)}.idx" for number, url in enumerate(urls)}
 
 
 @functools.cache
@@ -261,16 +318,27 @@ def _beside_rows(folder: Path) -> dict[str, dict[str, Any]]:
     return _rows_in(folder)
 
 
+def owns_index(folder: Path) -> bool:
+    """Whether the folder's `index.json`, if there is one, is of this format."""
+    try:
+        content = json.loads((folder / "index.json").read_bytes())
+        return content.get("format") == 1 and all(row.keys() >= _ROW for row in content["shards"])
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def _rows_in(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         rows = json.loads((folder / "index.json").read_bytes())["shards"]
-        return {row["name"]: row for row in rows}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or somebody else's
+        return {row["name"]: row for row in rows if row.keys() >= _ROW}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or somebody else's
         return {}
 
 
 def _beside(url: str) -> Shard | None:
-    """What the index beside a local shard says of it, if it is there and the shard was not written after it."""
+    """What the index beside a local shard says of it, if it is there and of this very file: size and second agree."""
     if not source.is_local(url):
         return None
     folder, name = Path(url).parent, Path(url).name
@@ -278,7 +346,7 @@ def _beside(url: str) -> Shard | None:
     if row is None or not (folder / row["sidecar"]).is_file():
         return None
     status = os.stat(url)
-    if row["bytes"] != status.st_size or status.st_mtime_ns > os.stat(folder / "index.json").st_mtime_ns:
+    if row["bytes"] != status.st_size or row["modified"] != int(status.st_mtime):
         return None
     return Shard(url, row["count"], row["bytes"], row["sha256"], folder / row["sidecar"])
 
@@ -291,13 +359,12 @@ def _cached(urls: Sequence[str], folder: Path) -> dict[str, Shard]:
         raise UserError(
             f"cannot write the index to `{folder}` ({failure.strerror}): name another folder by data.index_dir"
         ) from None
-    sidecars = {url: folder / f"{number:06d}-{shard_name(url)}.idx" for number, url in enumerate(urls)}
+    sidecars = _sidecars(urls, folder)
     shards = {url: shard for url in urls if (shard := _from_sidecar(url, sidecars[url])) is not None}
     missing = [url for url in urls if url not in shards]
     if missing:
         for shard in _scan_all({url: sidecars[url] for url in missing}):
             shards[shard.url] = shard
-        write_index(folder, [shards[url] for url in urls])
     return shards
 
 

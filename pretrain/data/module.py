@@ -10,20 +10,19 @@ import atexit
 import logging
 import multiprocessing
 import multiprocessing.process
-import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from pretrain.data import source
-from pretrain.data.index import Index, open_index
+from pretrain.data.index import Index, count_known, open_index
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
-from pretrain.process import without_main
+from pretrain.process import spawning
 from pretrain.records import Batch, Problem, Replaced, UserError
 from pretrain.view.spec import ViewSpec
 
@@ -64,12 +63,12 @@ class ShardData:
         allow_pipe: bool = False,
         max_bad_fraction: float = 0.01,
     ) -> None:
-        self.shuffle = shuffle or Shuffle()
         self.num_workers = num_workers
         self.prefetch = prefetch
         self.val_samples = val_samples
         self.max_bad_fraction = max_bad_fraction
         self.train = open_shards(train, index_dir, allow_pipe)
+        self.shuffle = fitted(shuffle or Shuffle(), self.train)
         self.val = None if val is None else open_shards(val, index_dir, allow_pipe)
 
     @staticmethod
@@ -133,19 +132,42 @@ class ShardData:
         return Loader(BatchStream(index, order, Numbers(0, 1, batch, stop), tuple(views)), self.prefetch, 1.0)
 
 
-def open_shards(patterns: Patterns | None, index_dir: str | None = None, allow_pipe: bool = False) -> Index:
-    """The index of the shards that patterns stand for.
+def fitted(shuffle: Shuffle, index: Index) -> Shuffle:
+    """The shuffle as it is, or for `pipe:` shards one that is in few of them at a time.
+
+    They can only be read whole, and 64 are kept: 16 streams whose runs change places within about one shard's samples
+    are in at most 48. With the default they would be read again and again.
+    """
+    if not any(shard.url.startswith("pipe:") for shard in index.shards):
+        return shuffle
+    longest = max(1, index.num_samples // len(index.shards) // shuffle.run_length) * shuffle.run_length
+    return replace(shuffle, streams=min(shuffle.streams, 16), run_window=min(shuffle.run_window, longest))
+
+
+def open_shards(
+    patterns: Patterns | None, index_dir: str | None = None, allow_pipe: bool = False, prefix: str = "data."
+) -> Index:
+    """The index of the shards that patterns stand for. `prefix` goes before the keys that a mistake's advice names.
 
     Raises:
         UserError: there are none, or they cannot be read.
     """
     shards, mistakes = source.expand(patterns or [], allow_pipe)
     if mistakes or not shards:
-        raise UserError("\n".join(mistakes) or "no shards are named")
-    index = open_index(shards, index_dir)
+        raise UserError("\n".join(mistakes).replace("data.allow_pipe", f"{prefix}allow_pipe") or "no shards are named")
+    try:
+        index = open_index(shards, index_dir)
+    except UserError as mistake:
+        raise UserError(str(mistake).replace("data.index_dir", f"{prefix}index_dir")) from None
     if not index.num_samples:
         raise UserError(f"`{patterns}`: there is no image in any of the {len(shards)} shards")
     return index
+
+
+def known_size(patterns: Patterns | None, index_dir: str | None = None) -> int | None:
+    """How many samples shards have, if an index of all of them is there; no shard is read to find out."""
+    shards, mistakes = source.expand(patterns or [], allow_pipe=True)
+    return None if mistakes or not shards else count_known(shards, index_dir)
 
 
 class Loader:
@@ -166,13 +188,12 @@ class Loader:
             num_workers=int(background),
             prefetch_factor=prefetch if background else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_signals,
             multiprocessing_context=multiprocessing.get_context("spawn") if background else None,
         )
 
     def __iter__(self) -> Iterator[Batch]:
         seen = 0
-        with without_main():
+        with spawning():
             batches = iter(self._loader)
         readers = getattr(batches, "_workers", [])
         _READERS.update(readers)
@@ -184,8 +205,11 @@ class Loader:
                 self._count(item.replaced, seen)
                 yield item
         finally:
-            del batches  # ends the reader
-            _READERS.difference_update(readers)
+            del batches  # ends the reader, or gives up after some seconds
+            for reader in readers:
+                if reader.is_alive():  # it hangs on a stalled disk or server
+                    reader.kill()
+                _READERS.discard(reader)
 
     def _count(self, replaced: Iterable[Replaced], seen: int) -> None:
         for bad in replaced:
@@ -215,14 +239,8 @@ class _Guarded(IterableDataset[Batch | str]):
             yield str(failure)
 
 
-def _ignore_signals(worker: int) -> None:
-    """A reader goes when its trainer goes: what a scheduler or Ctrl-C sends to all processes is not for it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-
-
 @atexit.register
 def _kill_readers() -> None:
-    """Readers ignore SIGTERM, by which multiprocessing would end those that an exception has left behind."""
+    """Readers are deaf to SIGTERM, by which multiprocessing would end those that an exception has left behind."""
     for reader in _READERS:
         reader.kill()

@@ -9,6 +9,7 @@ of a sample (twice that while windows overlap), and `ahead` batches of pixels.
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -263,7 +264,7 @@ def _decode(parts: dict[str, bytes]) -> Pixels:
 def _label(parts: dict[str, bytes]) -> int:
     """The class number, −1 where there is none that is a number."""
     text = parts.get("cls", b"").strip()
-    return int(text) if text.isdigit() else -1
+    return int(text) if re.fullmatch(rb"\d{1,9}", text) else -1
 
 
 class Inline(Executor):

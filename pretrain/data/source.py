@@ -18,17 +18,19 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
+from urllib.parse import urlsplit
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
 _TIMEOUT = 30.0  # seconds without a byte
 _ATTEMPTS = 5
 _PAUSE = 0.5  # seconds before the second attempt; doubles with each
+_STALE = "start again for a local shard; for others delete its index in data.index_dir (or ~/.cache/pretrain/index)"
 _OPEN = 64  # shards that a reader keeps open, or on disk where they are sequential
 
 T = TypeVar("T")
@@ -53,14 +55,16 @@ def expand(patterns: str | Sequence[str], allow_pipe: bool = False) -> tuple[lis
     mistakes: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
-            words = list(braceexpand(pattern))
+            words = list(braceexpand(pattern, escape=False))
         except UnbalancedBracesError:
             mistakes.append(f"`{pattern}` has unbalanced braces")
             continue
         found, lines = _expand_one(pattern, words, allow_pipe)
         shards += found
         mistakes += lines
-    repeated = sorted({shard for shard in shards if shards.count(shard) > 1}) if len(set(shards)) < len(shards) else []
+    places = [os.path.realpath(shard) if is_local(shard) else shard for shard in shards]
+    often = {place for place, count in Counter(places).items() if count > 1}
+    repeated = sorted({shard for shard, place in zip(shards, places, strict=True) if place in often})
     mistakes += [
         f"`{shard}` is listed more than once, so its samples would be seen twice an epoch" for shard in repeated
     ]
@@ -73,7 +77,11 @@ def _expand_one(pattern: str, words: list[str], allow_pipe: bool) -> tuple[list[
             (words, []) if allow_pipe else ([], [f"`{pattern}` runs a shell command: allow it by data.allow_pipe=true"])
         )
     if is_remote(pattern):
-        return words, []
+        try:
+            hosts = [urlsplit(word).hostname for word in words]
+        except ValueError as failure:
+            return [], [f"`{pattern}` is no address: {failure}"]
+        return (words, []) if all(hosts) else ([], [f"`{pattern}` is no address: it names no host"])
     if "://" in pattern:
         scheme = pattern.split("://")[0]
         return [], [
@@ -209,6 +217,8 @@ class Reader:
         Raises:
             ReadError: they cannot be had, or the shard's size is another.
         """
+        if start == stop:
+            return b""
         data = retry(f"`{shard}`", lambda: self._read(shard, start, stop, size))
         if len(data) != stop - start:
             raise ReadError(f"cannot read `{shard}`: it ends before byte {stop}, so it changed since it was indexed")
@@ -245,7 +255,7 @@ class Reader:
             actual = os.fstat(file.fileno()).st_size
             if actual != size:
                 file.close()
-                raise ReadError(f"`{shard}` has {actual} bytes, but had {size} when it was indexed")
+                raise ReadError(f"`{shard}` has {actual} bytes, but had {size} when it was indexed: {_STALE}")
             with self._lock:
                 self._files[shard] = file
                 while len(self._files) > _OPEN:
@@ -273,7 +283,13 @@ def _read_range(shard: str, start: int, stop: int, size: int) -> bytes | None:
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
         if response.status != 206:
             return None
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
+        content = response.headers.get("Content-Range", "")
+        total = content.rpartition("/")[2]
         if total.isdecimal() and int(total) != size:
-            raise ReadError(f"`{shard}` has {total} bytes, but had {size} when it was indexed")
-        return response.read()
+            raise ReadError(f"`{shard}` has {total} bytes, but had {size} when it was indexed: {_STALE}")
+        if content and content.replace("bytes ", "").partition("-")[0] != str(start):
+            raise OSError(f"the server answered with {content} where bytes {start}-{stop - 1} were asked for")
+        data = response.read()
+        if len(data) != stop - start:
+            raise OSError(f"{len(data)} bytes came where {stop - start} were asked for")
+        return data

@@ -1,9 +1,9 @@
 """Where the members of a tar lie, found in one strict pass over its bytes.
 
 Readers of WebDataset shards that skip what they do not understand lose samples without a word: a damaged header
-ends the archive early. This one checks every header's checksum and the end-of-archive marker, and says at which
-byte it is wrong. It reads ustar, GNU long names and pax headers, from a stream that need not seek, and never looks
-inside a member.
+ends the archive early. This one checks every header's checksum and the end-of-archive marker, and says at which byte
+it is wrong; links and sparse files, which have no bytes of their own to point at, are refused by name. It reads ustar,
+GNU long names and pax headers, from a stream that need not seek, and never looks inside a member.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _BLOCK = 512
 _ZERO = bytes(_BLOCK)
 _CHUNK = 1 << 20
 _REGULAR = (b"0", b"\0", b"7")
-_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
+_LINKS = (b"1", b"2")  # hard and symbolic
+_WITHOUT_DATA = (b"3", b"4", b"5", b"6")  # devices, folders, pipes
 
 
 class DamagedTarError(ValueError):
@@ -90,6 +91,10 @@ def members(read: Callable[[int], bytes]) -> Iterator[Member]:
         padded = -(-size // _BLOCK) * _BLOCK
         name = pax.get("path") or long_name or _name_in(header)
         offset = stream.offset
+        if kind in _LINKS:
+            raise DamagedTarError(f"`{name}` is a link to another member (GNU tar: --hard-dereference --dereference)")
+        if kind == b"S" or any(key.startswith("GNU.sparse.") for key in pax):
+            raise DamagedTarError(f"`{name}` is stored as a sparse file (write the tar without --sparse)")
         if kind in _REGULAR:
             yield Member(name, offset, size)
         if kind not in _WITHOUT_DATA and not stream.skip(padded):

@@ -16,9 +16,11 @@ from typing import TypeVar
 import webdataset
 from tqdm import tqdm
 
-from pretrain.data.index import Shard, describe_shard, scan, write_index
+from pretrain.data.index import Shard, describe_shard, owns_index, scan, write_index
 from pretrain.files import replace_file
 from pretrain.records import UserError
+
+CLASSES = "classes.json"  # beside the shards: the name of each class number
 
 _THREADS = 8
 
@@ -26,7 +28,12 @@ T = TypeVar("T")
 
 
 def write_shards(
-    out: Path, name: str, keys: Sequence[tuple[str, T]], load: Callable[[T], dict[str, bytes]], samples_per_shard: int
+    out: Path,
+    name: str,
+    keys: Sequence[tuple[str, T]],
+    load: Callable[[T], dict[str, bytes]],
+    samples_per_shard: int,
+    classes: Sequence[str] = (),
 ) -> list[Shard]:
     """Writes `NAME-000000.tar`, `NAME-000001.tar`, …, their sidecars and `index.json`, with a progress bar.
 
@@ -36,6 +43,7 @@ def write_shards(
         keys: (key, what to load) of every sample, in their order.
         load: gives a sample's members, extension → bytes.
         samples_per_shard: of all shards but the last, which may have fewer.
+        classes: the name of each class number, for `classes.json`; one that is there already stays as it is.
 
     Raises:
         UserError: the folder holds such shards already, not left by this very call.
@@ -43,6 +51,8 @@ def write_shards(
     marker = out / f".{name}.writing"
     digest = hashlib.sha256(repr((keys, samples_per_shard)).encode()).hexdigest()
     _claim(out, name, marker, digest)
+    if classes and not (out / CLASSES).exists():
+        replace_file(out / CLASSES, json.dumps(list(classes), indent=1).encode())
     starts = range(0, len(keys), samples_per_shard)
     paths = [out / f"{name}-{number:06d}.tar" for number in range(len(starts))]
 
@@ -66,7 +76,12 @@ def write_shards(
 
 def _claim(out: Path, name: str, marker: Path, digest: str) -> None:
     """Refuses a folder that holds shards of that name, unless a killed call with the same samples left them."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise UserError(f"out={out}: {failure.strerror}; choose another folder") from None
+    if not owns_index(out):
+        raise UserError(f"out={out}: its index.json is not one of ours and would be overwritten; choose another folder")
     if marker.is_file() and marker.read_text(encoding="utf-8") == digest:
         return
     if found := sorted(out.glob(f"{name}-[0-9]*.tar")):
@@ -87,6 +102,10 @@ def _write_tar(path: Path, keys: Sequence[tuple[str, T]], load: Callable[[T], di
     os.replace(partial, path)
 
 
-def write_classes(out: Path, classes: Sequence[str]) -> None:
-    """Writes `classes.json`: the name of each class number."""
-    replace_file(out / "classes.json", json.dumps(list(classes), indent=1).encode())
+def read_classes(out: Path) -> list[str] | None:
+    """The class names that shards in a folder were written with, None if there are none."""
+    path = out / CLASSES
+    if not path.is_file():
+        return None
+    classes: list[str] = json.loads(path.read_text(encoding="utf-8"))
+    return classes

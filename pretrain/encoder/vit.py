@@ -50,7 +50,7 @@ class ViT(Encoder):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        refuse(self, self.problems(img_size, patch_size, embed_dim, depth, num_heads))
+        refuse(self, self.problems(img_size, patch_size, embed_dim, depth, num_heads, in_chans, mlp_ratio))
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size = (height, width)
         self.in_chans = in_chans
@@ -70,8 +70,19 @@ class ViT(Encoder):
 
     @staticmethod
     def problems(
-        img_size: int | Sequence[int], patch_size: int, embed_dim: int, depth: int, num_heads: int, **_: object
+        img_size: int | Sequence[int],
+        patch_size: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        in_chans: int,
+        mlp_ratio: float,
+        **_: object,
     ) -> Iterator[Problem]:
+        if in_chans < 1:
+            yield "in_chans", "must be at least 1"
+        if embed_dim * mlp_ratio < 1:
+            yield "mlp_ratio", "must be positive"
         sides = [img_size] if isinstance(img_size, int) else list(img_size)
         if len(sides) not in (1, 2):
             yield "img_size", "must be one number or [height, width]"

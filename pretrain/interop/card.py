@@ -10,6 +10,7 @@ from typing import Any
 from pretrain.records import UserError
 
 NAME = "pretrain.json"
+FORMATS = ("timm", "hf", "onnx")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ def read(folder: Path) -> Card | None:
     if not path.is_file():
         return None
     try:
-        return Card(**json.loads(path.read_text(encoding="utf-8")))
+        card = Card(**json.loads(path.read_text(encoding="utf-8")))
+        if card.format not in FORMATS:
+            raise ValueError
+        return card
     except (ValueError, TypeError):
         raise UserError(f"`{path}` is not what an export wrote") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -16,23 +17,44 @@ from pretrain.interop.card import Card
 from pretrain.records import UserError
 
 FORMATS: dict[str, ModuleType] = {"timm": timm, "hf": huggingface, "onnx": onnx}
+EXTRAS = {"timm": "interop", "hf": "interop", "onnx": "onnx"}  # of this package, with the library of each
+TOLERANCE = 1e-5  # of the greatest feature; both sides compute in float32, in other orders
 
 
-def write(target: Path, card: Card, encoder: Encoder) -> None:
-    """Writes an export, in the place of an older one of the same run and format, atomically.
+def write(target: Path, card: Card, encoder: Encoder) -> float:
+    """Writes an export, in the place of an older one of the same run and format, atomically, once it is proven.
+
+    Returns:
+        How far the features by the library that it is for are from the encoder's own, on random images: the greatest
+        difference over the greatest feature.
 
     Raises:
-        UserError: the encoder cannot be said in that format, or `target` holds anything else.
+        UserError: the encoder cannot be said in that format, `target` holds anything else, the library is not
+            installed, or the features differ by more than `TOLERANCE`. What was there before is still there.
     """
-    system = FORMATS[card.format]
+    system, target = FORMATS[card.format], Path(os.path.realpath(target))
     system.refuse(card)
     _refuse_foreign(target, card)
+    result = 0.0
 
     def fill(folder: Path) -> None:
-        system.fill(folder, card, encoder)
-        (folder / cards.NAME).write_text(card.to_json(), encoding="utf-8")
+        nonlocal result
+        try:
+            system.fill(folder, card, encoder)
+            (folder / cards.NAME).write_text(card.to_json(), encoding="utf-8")
+            result = difference(folder, encoder)
+        except ModuleNotFoundError as failure:
+            raise UserError(
+                f"format={card.format} needs {failure.name}: pip install 'pretrain[{EXTRAS[card.format]}]'"
+            ) from None
+        if not result <= TOLERANCE:
+            raise UserError(
+                f"loaded back through {card.format}, features differ by {result:.1e} of the greatest, more than "
+                f"{TOLERANCE}: nothing was written; please report it"
+            )
 
     replace_folder(target, fill)
+    return result
 
 
 def read(folder: Path) -> tuple[Card, dict[str, Tensor]] | None:
@@ -41,12 +63,11 @@ def read(folder: Path) -> tuple[Card, dict[str, Tensor]] | None:
     return None if card is None else (card, FORMATS[card.format].to_ours(folder))
 
 
-def difference(folder: Path, encoder: Encoder, images: Tensor) -> float:
-    """How far the features of an export, by the library that it is for, are from the encoder's own: the greatest
-    difference over the greatest feature.
-    """
+def difference(folder: Path, encoder: Encoder) -> float:
+    """How far the features of an export are from the encoder's own, as `write` returns it."""
     card = cards.read(folder)
     assert card is not None
+    images = torch.randn(4, encoder.in_chans, *encoder.img_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         tokens = encoder(images)
     parts = [tokens.patches] if tokens.cls is None else [tokens.cls[:, None], tokens.patches]
@@ -61,6 +82,5 @@ def _refuse_foreign(target: Path, card: Card) -> None:
     if there is None:
         raise UserError(f"out={target}: it is not empty and holds no export; choose another folder")
     if (there.run_id, there.format) != (card.run_id, card.format):
-        raise UserError(
-            f"out={target}: it holds a {there.format} export of another run ({there.run_id}); choose another folder"
-        )
+        whose = "this run" if there.run_id == card.run_id else f"another run ({there.run_id})"
+        raise UserError(f"out={target}: it holds a {there.format} export of {whose}; choose another folder")

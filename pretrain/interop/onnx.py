@@ -12,6 +12,7 @@ from pretrain.interop.card import Card
 from pretrain.records import UserError
 
 _NAME = "model.onnx"
+_LARGEST = 1_500_000_000  # bytes of weights in the file itself, which may have 2 GB; more go into `model.onnx.data`
 
 
 class _Tokens(nn.Module):
@@ -33,6 +34,7 @@ def refuse(card: Card) -> None:
 def fill(folder: Path, card: Card, encoder: Encoder) -> None:
     """Writes the graph with its weights."""
     images = torch.zeros(2, encoder.in_chans, *encoder.img_size)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
     torch.onnx.export(
         _Tokens(encoder).eval(),
         (images,),
@@ -40,7 +42,7 @@ def fill(folder: Path, card: Card, encoder: Encoder) -> None:
         input_names=["images"],
         output_names=["tokens"],
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        external_data=False,
+        external_data=size > _LARGEST,
         dynamo=True,
         verbose=False,
     )

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from pretrain.records import UserError
 
 _NAME = "model.safetensors"
 
@@ -22,5 +25,12 @@ def save(folder: Path, tensors: dict[str, Tensor], descriptions: dict[str, dict[
 
 
 def load(folder: Path) -> dict[str, Tensor]:
-    """The weights in a folder."""
-    return load_file(folder / _NAME)
+    """The weights in a folder.
+
+    Raises:
+        UserError: they are not there, or damaged.
+    """
+    try:
+        return load_file(folder / _NAME)
+    except (FileNotFoundError, SafetensorError) as failure:
+        raise UserError(f"`{folder}` is no whole export: {_NAME}: {failure}") from None

@@ -2,7 +2,8 @@
 
 `attend` is softmax(q kᵀ / √d) v. Which kernel computes it depends on device and precision alone:
 
-- `flash`: flash-attn, when its package is installed and the tensors are half precision on a GPU;
+- `flash`: flash-attn, when its package is installed and loads, and the tensors are half precision, with at most 256
+  channels a head, on a GPU that it knows (Ampere or later);
 - `plain`: two matrix products and a softmax, in reduced precision on a CPU, where torch's fused kernel is
   3 to 6 times slower for the short sequences of an image;
 - `sdpa`: torch's fused kernel, everywhere else.
@@ -12,24 +13,40 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
+
 Kernel = Literal["flash", "plain", "sdpa"]
 
 
+@torch.compiler.assume_constant_result
+def _flash_is_usable() -> bool:
+    return _flash_loads()
+
+
 @functools.cache
-def _flash_is_installed() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
+def _flash_loads() -> bool:
+    """Whether flash-attn is there, loads with this torch, and knows this GPU."""
+    if importlib.util.find_spec("flash_attn") is None or not torch.cuda.is_available():
+        return False
+    try:
+        importlib.import_module("flash_attn")
+    except (ImportError, OSError, RuntimeError) as failure:  # built for another torch, say
+        log.warning("flash-attn is installed but does not load (%s): torch's own attention is used", failure)
+        return False
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
-def kernel_for(device_type: str, dtype: torch.dtype) -> Kernel:
-    """The name of the kernel that `attend` uses for tensors on such a device in such a precision."""
+def kernel_for(device_type: str, dtype: torch.dtype, head_dim: int = 64) -> Kernel:
+    """The name of the kernel that `attend` uses for tensors on such a device, in such a precision, with such heads."""
     half = dtype in (torch.float16, torch.bfloat16)
-    if device_type == "cuda" and half and _flash_is_installed():
+    if device_type == "cuda" and half and head_dim <= 256 and _flash_is_usable():
         return "flash"
     if device_type == "cpu" and half:
         return "plain"
@@ -47,7 +64,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel | None = None) -> Ten
     Returns:
         [B, M, heads, d]
     """
-    kernel = kernel or kernel_for(q.device.type, q.dtype)
+    kernel = kernel or kernel_for(q.device.type, q.dtype, q.shape[-1])
     if kernel == "flash":
         from flash_attn import flash_attn_func
 

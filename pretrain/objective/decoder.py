@@ -40,7 +40,7 @@ class Decoder(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        refuse(self, self.problems(embed_dim, depth, num_heads))
+        refuse(self, self.problems(embed_dim, depth, num_heads, mlp_ratio))
         self.embed_dim = embed_dim
         self.embed = nn.Linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -51,7 +51,9 @@ class Decoder(nn.Module):
             self.init_weights(seed=0)
 
     @staticmethod
-    def problems(embed_dim: int, depth: int, num_heads: int, **_: object) -> Iterator[Problem]:
+    def problems(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, **_: object) -> Iterator[Problem]:
+        if embed_dim * mlp_ratio < 1:
+            yield "mlp_ratio", "must be positive"
         if depth < 1:
             yield "depth", "must be at least 1"
         if num_heads < 1 or embed_dim % num_heads:

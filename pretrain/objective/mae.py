@@ -57,6 +57,12 @@ class MAE(Objective):
             raise ValueError(
                 f"MAE: a view of {height}×{width} pixels cannot be cut into mask units of {encoder.mask_unit}"
             )
+        if height * width < 2 * encoder.mask_unit**2:
+            raise ValueError(f"MAE: a view of {height}×{width} pixels is a single mask unit: nothing can be hidden")
+        if encoder.in_chans != len(view.mean):
+            raise ValueError(
+                f"MAE: images have {len(view.mean)} channels, but `encoder.in_chans` is {encoder.in_chans}"
+            )
         self.views = (view,)
         self.encoder = encoder
         self.decoder = decoder(in_dim=encoder.embed_dim, out_dim=encoder.token_size**2 * encoder.in_chans)

@@ -31,7 +31,7 @@ def pooled(encoder: Encoder, images: Tensor, pool: Pool) -> Tensor:
 
 @torch.no_grad()
 def extract(batches: Iterable[Batch], featurize: Featurize) -> tuple[Tensor, Tensor]:
-    """Features [N, D] float32 and labels [N] of all samples, on the CPU.
+    """Features [N, D] float32 and labels [N] of all samples, on the CPU, but for those that could not be decoded.
 
     Raises:
         UserError: a sample has no label.
@@ -43,6 +43,8 @@ def extract(batches: Iterable[Batch], featurize: Featurize) -> tuple[Tensor, Ten
             raise UserError(
                 f"sample `{key}` has no label (a `.cls` member with a class number): a probe needs one for each"
             )
-        features.append(featurize(batch).float().cpu())
-        labels.append(batch.labels.cpu())
+        bad = torch.tensor(sorted({sample.g for sample in batch.replaced}), dtype=batch.g.dtype)
+        good = ~torch.isin(batch.g.cpu(), bad)
+        features.append(featurize(batch).float().cpu()[good])
+        labels.append(batch.labels.cpu()[good])
     return torch.cat(features), torch.cat(labels)

@@ -36,8 +36,10 @@ def fit(
         labels, test_labels: [N] and [M].
 
     Raises:
-        UserError: the fit does not converge.
+        UserError: the fit does not converge, or there is only one class.
     """
+    if len(labels.unique()) < 2:
+        raise UserError(f"all training samples have label {int(labels[0])}: a probe needs at least two classes")
     x, x_test = (features.double().numpy() for features in standardize(train, test))
     result = {}
     for strength in strengths:

@@ -45,7 +45,10 @@ def save(folder: Path, step: int, state: dict[str, Any], keep_last: int) -> Path
     partial.mkdir(parents=True)
     try:
         with open(partial / "state.pt", "wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as failure:  # what torch makes of a full disk
+                raise OSError(f"cannot write `{partial / 'state.pt'}`: {failure}") from failure
             _flush(file.fileno())
         files = {path.name: path.stat().st_size for path in partial.iterdir()}
         with open(partial / _MANIFEST, "w", encoding="utf-8") as file:
@@ -79,6 +82,11 @@ def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run, None if there is none."""
     complete = [path for path in _by_step(folder) if is_complete(path)]
     return complete[-1] if complete else None
+
+
+def damaged(folder: Path) -> list[Path]:
+    """The checkpoints of a run that were whole once and are no longer."""
+    return [path for path in _by_step(folder) if not is_complete(path)]
 
 
 def is_complete(path: Path) -> bool:

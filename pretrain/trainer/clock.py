@@ -37,11 +37,12 @@ class Clock:
         self.stop_after_steps = stop_after_steps
         self._since: float | None = None
         self._position = 0  # in the schedule, in steps; moves at step boundaries only
+        self.read()
 
     def start(self) -> None:
         """Begins to count training time, on top of what earlier processes counted."""
         self._since = time.monotonic() - self.state.seconds
-        self._read()
+        self.read()
 
     @property
     def progress(self) -> Progress:
@@ -52,9 +53,10 @@ class Clock:
         """A step is done."""
         self.state.step += 1
         self.state.samples_seen += self.samples_per_step
-        self._read()
+        self.read()
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Brings the counted seconds, and the position in the schedule, up to date."""
         if self._since is not None:
             self.state.seconds = time.monotonic() - self._since
         if self.max_seconds is None:

@@ -16,9 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
-from pretrain.records import Problem, RunState, refuse
+from pretrain.records import Problem, RunState, UserError, refuse
 from pretrain.trainer import checkpoint
 from pretrain.trainer.clock import Clock
 
@@ -134,12 +136,27 @@ class Save(Callback):
         return by_steps or (self.every_minutes is not None and waited >= 60 * self.every_minutes)
 
     def _save(self) -> None:
+        content = self.snapshot()
+        if broken := _not_finite(content["objective"], self.state.metrics):
+            raise UserError(
+                f"step {self.state.step}: {broken} is not finite. The run stops and nothing is saved: its earlier "
+                f"checkpoints in {self.folder} are as they were. A lower base_lr, a longer warm-up or precision "
+                "32-true are the usual cures"
+            )
         try:
-            path = checkpoint.save(self.folder, self.state.step, self.snapshot(), self.keep_last)
+            path = checkpoint.save(self.folder, self.state.step, content, self.keep_last)
         except OSError as failure:
             if self.state.stopping:
-                raise
+                raise UserError(f"no checkpoint of step {self.state.step}, the last: {failure}") from None
             log.error("no checkpoint of step %d: %s. Training goes on", self.state.step, failure)
         else:
             log.log(logging.INFO if self.state.stopping else logging.DEBUG, "checkpoint: %s", path)
         self._last = time.monotonic()
+
+
+def _not_finite(weights: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """The first weight or metric that is not finite, "" if all are."""
+    for name, value in {**metrics, **weights}.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            return name
+    return ""

@@ -115,6 +115,7 @@ class PretrainModule(LightningModule):
     def snapshot(self) -> dict[str, Any]:
         """All that a checkpoint holds: weights, optimizer, counters."""
         state = self.clock.state
+        self.clock.read()  # evaluation and pictures of this step are training time too
         return {
             "objective": self.objective.state_dict(),
             "optimizer": self.trainer.optimizers[0].state_dict(),

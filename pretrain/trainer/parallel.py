@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 
 from pretrain.records import Problem
 
@@ -57,6 +58,9 @@ class OneDevice:
             "devices": 1,
             "precision": self.precision,
             "deterministic": self.deterministic or None,
+            "plugins": [
+                LightningEnvironment()
+            ],  # under Slurm too: its own environment would save and requeue by itself
         }
 
 

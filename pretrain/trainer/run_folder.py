@@ -21,7 +21,7 @@ _OURS = ("config.yaml", "metrics.csv", "metrics.jsonl", "checkpoints", "pictures
 
 
 class RunFolder:
-    """Opens a folder for a run, new or to go on, and holds a lock on it until `close`.
+    """Opens a folder for a run, new or to go on, and locks it until `close`. Nothing is written before `record`.
 
     Args:
         path: of the folder; made if it is not there.
@@ -48,18 +48,34 @@ class RunFolder:
             )
         if record is not None:
             _refuse_another(path, record["identity"], identity)
-        self.checkpoint = checkpoint.newest(self.checkpoints)
-        if resume == "must" and self.checkpoint is None:
+        if resume == "must" and checkpoint.newest(self.checkpoints) is None:
             raise UserError(f"resume=must: there is no complete checkpoint in {self.checkpoints}")
         if resume == "never" and record is not None:
             raise UserError(f"resume=never: output_dir={path} already holds this run; choose another or delete it")
-        if record is not None:
-            _warn_of_changes(record["settings"], settings)
-        path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path)
+        self.checkpoint = self._newest()  # under the lock: another process may just have written its last
+        self._before = None if record is None else record["settings"]
         self.run_id: str = record["run_id"] if record is not None else uuid.uuid4().hex[:12]
-        content = {"run_id": self.run_id, "identity": identity, "settings": settings}
-        replace_file(path / "run.json", json.dumps(content, indent=1).encode())
+        self._identity, self._settings = identity, settings
+
+    def _newest(self) -> Path | None:
+        newest, broken = checkpoint.newest(self.checkpoints), checkpoint.damaged(self.checkpoints)
+        if broken and newest is None:
+            raise UserError(
+                f"output_dir={self.path}: {broken[-1].name} in its checkpoints is damaged, and no other is there; "
+                "bring it back from a copy, or delete it to begin again from step 0"
+            )
+        if broken:
+            log.warning("%s is damaged and passed over", ", ".join(str(path) for path in broken))
+        return newest
+
+    def record(self, config: str) -> None:
+        """Writes down whose folder this is, and the configuration that is about to run."""
+        if self._before is not None:
+            _warn_of_changes(self._before, self._settings)
+        content = {"run_id": self.run_id, "identity": self._identity, "settings": self._settings}
+        replace_file(self.path / "run.json", json.dumps(content, indent=1).encode())
+        replace_file(self.path / "config.yaml", config.encode())
 
     def close(self) -> None:
         """Lets others write to the folder."""
@@ -69,10 +85,12 @@ class RunFolder:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record
+        return {name: record[name] for name in ("run_id", "identity", "settings")}
     except FileNotFoundError:
         return None
-    except ValueError:
+    except OSError as failure:
+        raise UserError(f"output_dir={path.parent}: {failure.strerror}; choose another output_dir") from None
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} cannot be read: it is not what a run wrote; choose another output_dir") from None
 
 
@@ -113,7 +131,11 @@ def _warn_of_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
 
 def _lock(path: Path) -> int:
     """A lock that the system takes back when this process ends, however it ends."""
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as failure:
+        raise UserError(f"output_dir={path}: cannot be written ({failure.strerror}); choose another") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

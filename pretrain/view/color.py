@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain.random import Purpose, uniform
 from pretrain.records import Batch
@@ -42,9 +42,3 @@ class Prepare(nn.Module):
             views.append(view.to(torch.float32, memory_format=torch.preserve_format) * scale + shift)
             first += spec.count
         return replace(batch, views=tuple(views))
-
-
-def colours(images: Tensor, spec: ViewSpec) -> Tensor:
-    """Normalised images [B, C, H, W] → uint8 colours: the inverse of the normalisation."""
-    mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (spec.mean, spec.std))
-    return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -7,12 +7,27 @@ and the orientation that a camera noted is applied. An animation gives its first
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 MAX_PIXELS = 64_000_000  # larger images are refused from their header: a bomb of a few kB would fill the memory
+
+_TURNS = {  # EXIF 2.32, tag 0x0112
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DAMAGES = (  # what Pillow raises for bytes that are no whole image of their format
+    OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 Pixels = np.ndarray
 
@@ -43,10 +58,11 @@ def _decode_by_pillow(data: bytes | memoryview) -> Pixels:
     try:
         with Image.open(io.BytesIO(data)) as image:
             _refuse_bombs(image.height, image.width)
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            turn = _TURNS.get(_orientation(image))
+            return np.array(_to_rgb(image if turn is None else image.transpose(turn)))
     except DecodeError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as failure:
+    except _DAMAGES as failure:
         raise DecodeError(str(failure) or type(failure).__name__) from None
 
 
@@ -67,9 +83,18 @@ def _is_rotated(data: bytes | memoryview) -> bool:
         return False
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.getexif().get(0x0112, 1) not in (0, 1)
-    except (OSError, ValueError, SyntaxError):
+            return _orientation(image) in _TURNS
+    except _DAMAGES:
         return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """The orientation that the camera noted, 1 (upright) where it noted none that can be read."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except _DAMAGES:
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _refuse_bombs(height: int, width: int) -> None:

@@ -69,8 +69,9 @@ class ViewSpec:
             yield "ratio", "must be two numbers, 0 < least ≤ greatest"
         if not 0 <= flip <= 1:
             yield "flip", "must be a probability between 0 and 1"
-        if len(mean) != len(std):
-            yield "std", f"must have as many channels as `mean` ({len(mean)})"
+        for name, values in {"mean": mean, "std": std}.items():
+            if len(values) != 3:
+                yield name, "must be three numbers, for red, green and blue"
         if min(std, default=0) <= 0:
             yield "std", "must be positive"
         if not 0 < crop_ratio <= 1:

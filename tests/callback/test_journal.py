@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
 from pathlib import Path
+
+import pytest
 
 from pretrain.callback.journal import Journal, read_rows
 
@@ -50,3 +53,19 @@ def test_what_is_not_finite_stays_valid_json(tmp_path: Path) -> None:
     Journal(tmp_path, step=0).write({"step": 1, "loss": float("nan")})
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] is None
     assert table(tmp_path)[0]["loss"] == "nan"
+
+
+def test_a_row_that_cannot_be_written_waits_for_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(tmp_path, step=0)
+    journal.write({"step": 1, "loss": 0.5})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 5, before[1]))
+    try:
+        journal.write({"step": 2, "loss": 0.4})
+        assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "no row can be written" in caplog.text
+    journal.write({"step": 3, "loss": 0.3})
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in table(tmp_path)] == ["1", "2", "3"]

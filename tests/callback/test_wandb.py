@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from pathlib import Path
 
@@ -24,25 +25,43 @@ def test_without_a_key_it_is_offline_and_says_so_in_one_line(job: Job, caplog: p
     with caplog.at_level(logging.INFO):
         job.run("callback.log.wandb=auto")
     lines = [record.getMessage() for record in caplog.records if "wandb" in record.getMessage()]
-    assert lines == [f"wandb: offline, in {job.out / 'wandb'} (`wandb sync` uploads it; log in by `wandb login`)"]
+    assert lines == [
+        f"wandb: offline, in {job.out / 'wandb'} (no key: log in by `wandb login`); `wandb sync` uploads it"
+    ]
     (file,) = (job.out / "wandb").glob("offline-run-*/*.wandb")
     content = file.read_bytes()
     assert b"grad_norm" in content
     assert content.count(b"samples_seen") >= 12  # a row a step
 
 
-def test_a_service_that_cannot_be_reached_costs_no_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_service_that_cannot_be_reached_costs_no_time_and_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(wandb, "_PATIENCE", 1.0)
     start = time.monotonic()
     process = WandbProcess(tmp_path, "p", "n", "id1", {}, "auto")
     for step in range(100):
         process.write({"step": step, "loss": 1.0})
     assert time.monotonic() - start < 1.0
     process.close()
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("wandb: offline")]
+    assert len(lines) == 1
+    assert f"in {tmp_path}/wandb (cannot reach 127.0.0.1:" in lines[0]
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_service_that_never_answers_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # accepts, and says nothing
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        monkeypatch.setattr(wandb, "_PATIENCE", 1.0)
+        start = time.monotonic()
+        process = WandbProcess(tmp_path, "p", "n", "id1", {}, "auto")
+        process.write({"step": 0, "loss": 1.0})
+        process.close()
     assert time.monotonic() - start < 5.0
     assert "metrics.jsonl" in caplog.text
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +24,9 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     original = index._scan
 
-    def scan(url: str, sidecar: Path) -> index.Shard:
+    def scan(url: str) -> Any:
         seen.append(Path(url).name)
-        return original(url, sidecar)
+        return original(url)
 
     monkeypatch.setattr(index, "_scan", scan)
     return seen
@@ -62,7 +64,6 @@ def test_a_killed_build_goes_on(tmp_path: Path, scans: list[str]) -> None:
     paths = write_shards(tmp_path / "d", [1, 1, 1])
     open_index(paths, str(tmp_path / "i"))
     folder = next((tmp_path / "i").iterdir())
-    (folder / "index.json").unlink()
     next(folder.glob("000002-*.idx")).unlink()
     scans.clear()
     open_index(paths, str(tmp_path / "i"))
@@ -92,6 +93,36 @@ def test_neighbours_with_one_key_are_one_sample(tmp_path: Path) -> None:
     assert [opened.key(0, member) for member in range(3)] == ["d/a", "e/a", "d/a"]
 
 
+def test_the_image_of_a_sample_is_the_one_without_further_dots(tmp_path: Path) -> None:
+    members = [("a.seg.jpg", b"mask"), ("a.jpg", b"image"), ("b.png", b"image"), ("b.mask.png", b"mask")]
+    members += [("IMG.2020.jpg", b"image"), ("IMG.2020.txt", b"words"), ("d.jpg", b"image"), ("d.png", b"mask")]
+    path = write_tar(tmp_path / "t.tar", members)
+    opened, data = open_index([str(path)], str(tmp_path / "i")), path.read_bytes()
+    assert opened.counts == [4]
+    for member in range(4):
+        first = min(opened.parts(0, member), key=lambda part: index.IMAGES.index(part.extension))
+        assert data[first.start : first.stop] == b"image"
+
+
+@pytest.mark.parametrize(
+    "names", [["n1.0.jpg", "n1.1.jpg"], ["a.jpg", "a.JPG"], ["a.jpg", "a.cls", "a.cls"], ["a.l.jpg", "a.r.png"]]
+)
+def test_samples_that_cannot_be_told_apart_are_refused_by_name(tmp_path: Path, names: list[str]) -> None:
+    path = write_tar(tmp_path / "t.tar", [(name, b"1") for name in names])
+    with pytest.raises(UserError, match=rf"t\.tar`: .*`{names[-1]}` are one sample"):
+        open_index([str(path)], str(tmp_path / "i"))
+
+
+def test_an_index_that_cannot_be_written_is_not_called_a_bad_shard(tmp_path: Path) -> None:
+    paths, before = write_shards(tmp_path / "d", [2]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write the index .* data\.index_dir"):
+            open_index(paths, str(tmp_path / "i"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_all_damaged_shards_are_named(tmp_path: Path) -> None:
     paths = write_shards(tmp_path / "d", [2, 2, 2])
     for path in paths[:2]:
@@ -111,14 +142,41 @@ def test_an_index_beside_the_shards_is_used_while_it_fits(tmp_path: Path, scans:
     assert open_index(paths, str(tmp_path / "i")).counts == [2, 1]
     assert scans == []
     assert not (tmp_path / "i").exists()
+    size, modified = os.path.getsize(paths[0]), os.path.getmtime(paths[0])
     write_tar(Path(paths[0]), [("x.png", image_bytes(9))])
+    assert os.path.getsize(paths[0]) == size  # tars are padded, so this is common
+    os.utime(paths[0], (modified - 100, modified - 100))  # copied over with its own, older time
     assert open_index(paths, str(tmp_path / "i")).counts == [1, 1]
     assert scans == ["s-000000.tar"]
 
 
+def test_an_index_beside_shards_with_any_name_is_used(tmp_path: Path, scans: list[str]) -> None:
+    path = Path(write_shards(tmp_path, [2])[0]).rename(tmp_path / "my set (1).tar")
+    index.write_index(tmp_path, [index.scan(str(path), tmp_path / f"{path.name}.idx")])
+    scans.clear()
+    assert open_index([str(path)], str(tmp_path / "i")).counts == [2]
+    assert scans == []
+
+
+def test_how_many_samples_there_are_is_known_without_reading_once_there_is_an_index(
+    tmp_path: Path, scans: list[str]
+) -> None:
+    paths = write_shards(tmp_path / "d", [2, 1])
+    assert index.count_known(paths, str(tmp_path / "i")) is None
+    open_index(paths, str(tmp_path / "i"))
+    scans.clear()
+    assert index.count_known(paths, str(tmp_path / "i")) == 3
+    assert scans == []
+
+
 def test_an_index_json_of_somebody_else_is_ignored(tmp_path: Path) -> None:
     paths = write_shards(tmp_path / "d", [2])
-    for content in ("not json", json.dumps({"version": 2}), json.dumps({"shards": 3})):
+    for content in (
+        "not json",
+        json.dumps({"version": 2}),
+        json.dumps({"shards": 3}),
+        json.dumps({"shards": [{"name": "s-000000.tar"}]}),
+    ):
         (tmp_path / "d" / "index.json").write_text(content)
         assert open_index(paths, str(tmp_path / "i")).counts == [2]
 

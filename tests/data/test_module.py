@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.data.module import ShardData, open_shards
-from pretrain.data.order import Shuffle
+from pretrain.data.module import _READERS, ShardData, open_shards
+from pretrain.data.order import Order, Shuffle
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import image_bytes, write_shards, write_tar
@@ -126,3 +126,40 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_pipes_are_read_about_once_an_epoch_however_many_there_are(tmp_path: Path) -> None:
+    """Only 64 of them are kept: the order must not be in more at a time."""
+    paths = write_shards(tmp_path / "d", [20] * 100)
+    urls = [f"pipe:echo ran >> {tmp_path}/log; cat {path}" for path in paths]
+    piped = ShardData(urls, allow_pipe=True, num_workers=0, index_dir=str(tmp_path / "i"), shuffle=Shuffle(window=16))
+    assert (piped.shuffle.streams, piped.shuffle.run_window) == (16, 16)
+    (tmp_path / "log").unlink()
+    list(itertools.islice(piped.batches(0, 0, 50, [VIEW]), 2000 // 50))
+    assert len((tmp_path / "log").read_text().splitlines()) <= 130  # 16 streams cut 15 shards in two
+    local = ShardData(paths, num_workers=0, index_dir=str(tmp_path / "i"), shuffle=Shuffle(window=16))
+    assert local.shuffle == Shuffle(window=16)
+
+
+def test_a_reader_that_hangs_is_ended_all_the_same(tmp_path: Path) -> None:
+    """Its disk, or a command, is stalled: closing must not wait for it."""
+    good, other = write_shards(tmp_path / "d", [12, 12])
+    stalls = f"pipe:if [ -e {tmp_path}/ready ]; then sleep 600; fi; cat {other}"
+    piped = ShardData(
+        [f"pipe:cat {good}", stalls],
+        allow_pipe=True,
+        num_workers=1,
+        index_dir=str(tmp_path / "i"),
+        shuffle=Shuffle(1, 1, 1, 1),
+    )
+    (tmp_path / "ready").touch()
+    seed = next(seed for seed in range(99) if Order([12, 12], seed, piped.shuffle).locate(0)[0] == 0)
+    batches = iter(piped.batches(seed, 0, 4, [VIEW]))
+    next(batches)
+    (reader,) = _READERS
+    time.sleep(1.0)
+    start = time.monotonic()
+    batches.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 30
+    reader.join(5)
+    assert not reader.is_alive()

@@ -24,6 +24,7 @@ def test_folders_files_globs_braces_and_lists(tmp_path: Path) -> None:
     assert expand(str(tmp_path / "d" / "s-{000000..000002}.tar")) == (paths, [])
     assert expand(str(tmp_path / "d" / "s-00000{0,2}.tar")) == ([paths[0], paths[2]], [])
     assert expand([paths[2], str(tmp_path / "d" / "s-00000[01].tar")]) == ([paths[2], *paths[:2]], [])
+    assert expand("pipe:sed 's/\\(.\\)/x/' {a,b}", allow_pipe=True)[0] == [f"pipe:sed 's/\\(.\\)/x/' {c}" for c in "ab"]
     assert expand("http://host/{a,b}.tar") == (["http://host/a.tar", "http://host/b.tar"], [])
 
 
@@ -36,6 +37,9 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
         ("s3://bucket/x.tar", "s3:// is not supported"),
         ("pipe:cat x.tar", "data.allow_pipe=true"),
         ([paths[0], str(tmp_path / "d")], "listed more than once"),
+        ([paths[0], str(tmp_path / "d" / ".." / "d" / "s-000000.tar")], "listed more than once"),
+        ("http://[bad/x.tar", "is no address"),
+        ("http:///x.tar", "it names no host"),
     ]:
         assert message in " ".join(expand(pattern)[1]), pattern
 
@@ -56,6 +60,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         if mode != "whole" and wanted:
             start, stop = (int(word) for word in wanted.removeprefix("bytes=").split("-"))
+            if mode == "elsewhere" and count % 2:
+                start, stop = start + 1, stop + 1
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{stop}/{len(data)}")
             data = data[start : stop + 1]
@@ -83,9 +89,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         running.shutdown()
 
 
-@pytest.mark.parametrize("mode", ["good", "whole", "flaky"])
+@pytest.mark.parametrize("mode", ["good", "whole", "flaky", "elsewhere"])
 def test_http_shards_are_indexed_and_read(server: str, tmp_path: Path, mode: str) -> None:
-    """With ranges, from a server that knows none, and through passing faults."""
+    """With ranges, from a server that knows none, through passing faults, and where another range is answered."""
     url = f"{server}/{mode}/s-000000.tar"
     opened = open_index([url], str(tmp_path / "i"))
     data = (tmp_path / "served" / "s-000000.tar").read_bytes()
@@ -111,6 +117,10 @@ def test_a_shard_that_changed_since_it_was_indexed_is_not_read(server: str, tmp_
         Reader().read(str(path), 0, 10, 99)
     with pytest.raises(ReadError, match="had 99 when it was indexed"):
         Reader().read(f"{server}/good/s-000000.tar", 0, 10, 99)
+
+
+def test_nothing_is_asked_for_an_empty_member() -> None:
+    assert Reader().read("http://127.0.0.1:9/x.tar", 7, 7, 99) == b""
 
 
 def test_pipes_are_read_once_and_kept(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -31,17 +32,40 @@ def test_members_are_where_tarfile_finds_them(tmp_path: Path, tar_format: int) -
         assert data[member.offset : member.offset + member.size] == member.name.encode() * 20
 
 
-def test_folders_and_links_are_passed_over(tmp_path: Path) -> None:
+def test_folders_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "t.tar"
     with tarfile.open(path, "w") as tar:
-        for name, kind in (("d", tarfile.DIRTYPE), ("l.jpg", tarfile.SYMTYPE), ("h.jpg", tarfile.LNKTYPE)):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "a.jpg"
-            tar.addfile(info)
+        info = tarfile.TarInfo("d")
+        info.type = tarfile.DIRTYPE
+        tar.addfile(info)
         info = tarfile.TarInfo("a.jpg")
         info.size = 3
         tar.addfile(info, io.BytesIO(b"abc"))
     assert [member.name for member in read(path.read_bytes())] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_are_refused_by_name(tmp_path: Path, kind: bytes) -> None:
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("l.jpg")
+        info.type, info.linkname = kind, "a.jpg"
+        tar.addfile(info)
+    with pytest.raises(DamagedTarError, match=r"`l\.jpg` is a link"):
+        read(path.read_bytes())
+
+
+@pytest.mark.parametrize("pax", ["0.0", "0.1", "1.0", ""])
+def test_sparse_files_are_refused_by_name(tmp_path: Path, pax: str) -> None:
+    with open(tmp_path / "s.jpg", "wb") as file:
+        for block in range(0, 12, 2):
+            file.seek(block << 20)
+            file.write(b"x" * 4096)
+    form = ["--format=pax", f"--sparse-version={pax}"] if pax else ["--format=gnu"]
+    command = ["tar", "--sparse", *form, "-cf", str(tmp_path / "t.tar"), "-C", str(tmp_path), "s.jpg"]
+    subprocess.run(command, check=True)
+    with pytest.raises(DamagedTarError, match=r"s\.jpg` is stored as a sparse file"):
+        read((tmp_path / "t.tar").read_bytes())
 
 
 def test_archives_may_be_put_end_to_end(tmp_path: Path) -> None:

@@ -84,6 +84,44 @@ def test_the_order_is_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
     ]
 
 
+def test_classes_keep_their_numbers_in_every_set(tmp_path: Path) -> None:
+    train = folder_of({"cat/0.png": 0, "dog/1.png": 1}, tmp_path / "train")
+    val = folder_of({"dog/2.png": 2}, tmp_path / "val")
+    more = folder_of({"eel/3.png": 3}, tmp_path / "more")
+    out = tmp_path / "out"
+    assert make_shards(f"images={train}", f"out={out}").returncode == 0
+    assert make_shards(f"images={val}", f"out={out}", "name=val").returncode == 0
+    assert [sample["cls"] for sample in read([out / "val-000000.tar"])] == [b"1"]
+    assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
+    unknown = make_shards(f"images={more}", f"out={out}", "name=more")
+    assert unknown.returncode == 1
+    assert "does not know the classes eel" in unknown.stderr
+
+
+def test_linked_folders_count_and_hidden_ones_do_not(tmp_path: Path) -> None:
+    real = folder_of({"owl/0.png": 0, "cat/1.png": 1}, tmp_path / "real")
+    images = folder_of({".hid/2.png": 2, "bat/3.png": 3, "bat/.checkpoints/4.png": 4}, tmp_path / "images")
+    (images / "owl").symlink_to(real / "owl")
+    (images / "bat" / "loop").symlink_to(images)
+    assert make_shards(f"images={images}", f"out={tmp_path / 'out'}").returncode == 0
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["bat", "owl"]
+    samples = read([tmp_path / "out" / "train-000000.tar"])
+    assert sorted((sample["png"], sample["cls"]) for sample in samples) == sorted(
+        [(image_bytes(3), b"0"), (image_bytes(0), b"1")]
+    )
+
+
+def test_digits_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
+    script = str(Path(SCRIPT).with_name("make_digits.py"))
+    command = [sys.executable, script, f"out={tmp_path}"]
+    assert subprocess.run(command, check=True, capture_output=True).returncode == 0
+    for path in tmp_path.glob("train-*"):
+        path.unlink()
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "val-*.tar are already there" in again.stdout
+    assert open_index([str(path) for path in sorted(tmp_path.glob("*.tar"))]).num_samples == 1797
+
+
 def test_mistakes_are_said_and_nothing_is_written(tmp_path: Path) -> None:
     mixed = folder_of({"a/0.png": 0, "1.png": 1}, tmp_path / "mixed")
     good = folder_of({"0.png": 0}, tmp_path / "good")
@@ -94,6 +132,7 @@ def test_mistakes_are_said_and_nothing_is_written(tmp_path: Path) -> None:
         ([f"images={tmp_path / 'empty'}"], "there is no image in it"),
         ([f"images={mixed}"], "images beside class folders"),
         ([f"images={good}", "samples_per_shard=0"], "must be at least 1"),
+        ([f"images={good}", "name=a/b"], "must be letters, digits"),
         ([f"images={good}", "samples_per_shart=9"], "did you mean samples_per_shard?"),
         ([], "images=… is missing"),
     ]:
@@ -162,6 +201,13 @@ def test_a_failure_leaves_no_half_shard(tmp_path: Path) -> None:
     assert not (tmp_path / "index.json").exists()
     write_shards(tmp_path, "train", keys, lambda number: {"png": image_bytes(number)}, 2)
     assert open_index([str(path) for path in sorted(tmp_path.glob("*.tar"))]).counts == [2, 2, 2]
+
+
+def test_an_index_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text('{"theirs": 1}')
+    with pytest.raises(UserError, match="is not one of ours"):
+        write_shards(tmp_path, "train", [("0", 0)], lambda number: {"png": image_bytes(number)}, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
 
 
 def test_another_call_does_not_touch_what_a_killed_one_left(tmp_path: Path) -> None:

@@ -14,12 +14,15 @@ def vit() -> ViT:
 
 
 def test_masked_pixels_cannot_alter_visible_latents(vit: ViT) -> None:
+    torch.manual_seed(0)
     images, visible = torch.randn(2, 3, 16, 16, requires_grad=True), torch.tensor([[0, 5, 6], [15, 2, 9]])
     tokens = vit(images, visible)
     assert tokens.cls is not None
-    (gradient,) = torch.autograd.grad(tokens.patches.sum() + tokens.cls.sum(), images)
+    # squares: the sum of what a norm gives out is a constant, and its gradient is rounding alone
+    weights = torch.rand_like(tokens.patches)
+    (gradient,) = torch.autograd.grad((weights * tokens.patches.square()).sum() + tokens.cls.pow(3).sum(), images)
     for sample in range(2):
-        seen = gradient[sample].abs().sum(0).view(4, 4, 4, 4).sum((1, 3)).flatten() > 0
+        seen = gradient[sample].abs().sum(0).view(4, 4, 4, 4).sum((1, 3)).flatten() > 1e-4
         assert seen.nonzero().flatten().tolist() == sorted(visible[sample].tolist())
     changed = images.detach().clone()
     changed[0, :, 12:, 12:] = 1e6  # patch 15 of the first image is masked

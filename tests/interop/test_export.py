@@ -41,9 +41,7 @@ def make(sizes: dict[str, object], system: str, run_id: str = "r1") -> tuple[ViT
 @pytest.mark.parametrize("sizes", SIZES, ids=["square", "oblong", "no bias"])
 def test_features_are_equal_through_the_library(tmp_path: Path, system: str, sizes: dict[str, object]) -> None:
     encoder, card = make(sizes, system)
-    export.write(tmp_path / "x", card, encoder)
-    images = torch.randn(2, 3, *encoder.img_size)
-    assert export.difference(tmp_path / "x", encoder, images) <= 1e-5  # float32 sums in other orders
+    assert export.write(tmp_path / "x", card, encoder) <= 1e-5  # float32 sums in other orders
     loaded = export.read(tmp_path / "x")
     assert loaded is not None
     assert loaded[0] == card
@@ -57,7 +55,40 @@ def test_a_wrong_export_is_noticed(tmp_path: Path) -> None:
     export.write(tmp_path / "x", card, encoder)
     with torch.no_grad():
         encoder.blocks[0].attn.qkv.weight.mul_(1.001)
-    assert export.difference(tmp_path / "x", encoder, torch.randn(2, 3, 32, 32)) > 1e-5
+    assert export.difference(tmp_path / "x", encoder) > 1e-5
+
+
+def test_an_export_that_is_wrong_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, card = make(SIZES[0], "timm")
+    export.write(tmp_path / "x", card, encoder)
+    before = (tmp_path / "x" / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        encoder.cls_token.add_(1)
+    wrong = torch.randn(4, 65, 48)
+    monkeypatch.setattr(export.timm, "features", lambda folder, images: wrong)
+    with pytest.raises(UserError, match=r"features differ by .* nothing was written"):
+        export.write(tmp_path / "x", card, encoder)
+
+    def missing(folder: Path, images: torch.Tensor) -> torch.Tensor:
+        raise ModuleNotFoundError("No module named 'timm'", name="timm")
+
+    monkeypatch.setattr(export.timm, "features", missing)
+    with pytest.raises(UserError, match=r"format=timm needs timm: pip install 'pretrain\[interop\]'"):
+        export.write(tmp_path / "x", card, encoder)
+    assert (tmp_path / "x" / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    encoder, card = make(SIZES[0], "timm")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    export.write(tmp_path / "link", card, encoder)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "model.safetensors").is_file()
+    (tmp_path / "real" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no whole export"):
+        export.read(tmp_path / "real")
 
 
 def test_timm_reads_it_without_further_words(tmp_path: Path) -> None:
@@ -102,8 +133,8 @@ def test_an_export_replaces_only_one_of_the_same_run(tmp_path: Path) -> None:
     export.write(target, card, encoder)
     assert torch.equal(load_file(target / "model.safetensors")["cls_token"], encoder.cls_token)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    for other in (make(SIZES[0], "timm", run_id="r2")[1], make(SIZES[0], "hf")[1]):
-        with pytest.raises(UserError, match="it holds a timm export of another run"):
+    for other, whose in ((make(SIZES[0], "timm", "r2")[1], "another run"), (make(SIZES[0], "hf")[1], "this run")):
+        with pytest.raises(UserError, match=f"it holds a timm export of {whose}"):
             export.write(target, other, encoder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
@@ -140,6 +171,6 @@ def test_onnx_gives_the_same_features_for_any_batch(tmp_path: Path) -> None:
     encoder, card = make(SIZES[0], "onnx")
     export.write(tmp_path / "x", card, encoder)
     for batch in (1, 5):
-        assert export.difference(tmp_path / "x", encoder, torch.randn(batch, 3, 32, 32)) <= 1e-5
+        assert export.onnx.features(tmp_path / "x", torch.randn(batch, 3, 32, 32)).shape == (batch, 65, 48)
     with pytest.raises(UserError, match="holds a graph, not an encoder"):
         export.read(tmp_path / "x")

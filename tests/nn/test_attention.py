@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,13 +54,32 @@ def test_flash_attn_agrees_on_a_gpu() -> None:
 
 
 def test_kernel_is_chosen_by_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_flash_is_installed", lambda: True)
+    monkeypatch.setattr(attention, "_flash_is_usable", lambda: True)
     assert kernel_for("cuda", torch.bfloat16) == "flash"
     assert kernel_for("cuda", torch.float32) == "sdpa"
+    assert kernel_for("cuda", torch.bfloat16, head_dim=288) == "sdpa"
     assert kernel_for("cpu", torch.bfloat16) == "plain"
     assert kernel_for("cpu", torch.float32) == "sdpa"
-    monkeypatch.setattr(attention, "_flash_is_installed", lambda: False)
+    monkeypatch.setattr(attention, "_flash_is_usable", lambda: False)
     assert kernel_for("cuda", torch.bfloat16) == "sdpa"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((8, 0), True), ((7, 5), False)])
+def test_flash_attn_must_load_and_know_the_gpu(
+    capability: tuple[int, int], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "flash_attn.py").write_text("")
+    attention._flash_loads.cache_clear()
+    assert attention._flash_loads() is expected
+    monkeypatch.delitem(sys.modules, "flash_attn")
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol')")
+    importlib.invalidate_caches()
+    attention._flash_loads.cache_clear()
+    assert not attention._flash_loads()
+    attention._flash_loads.cache_clear()
 
 
 @pytest.mark.parametrize("qkv_bias", [True, False])

@@ -160,3 +160,11 @@ def test_no_two_matrices_begin_alike() -> None:
             size = min(len(value), len(another))
             correlation = torch.corrcoef(torch.stack([value[:size], another[:size]]))[0, 1]
             assert correlation.abs() < 0.3, (name, other)  # 400 draws: σ = 0.05
+
+
+def test_what_cannot_work_is_refused_with_the_reason() -> None:
+    decoder = partial(Decoder, embed_dim=16, depth=1, num_heads=2)
+    with pytest.raises(ValueError, match="is a single mask unit"):
+        MAE(ViT(img_size=4, patch_size=4, embed_dim=24, depth=1, num_heads=2), decoder, ViewSpec(4))
+    with pytest.raises(ValueError, match=r"images have 3 channels, but `encoder\.in_chans` is 1"):
+        MAE(ViT(img_size=8, patch_size=4, in_chans=1, embed_dim=24, depth=1, num_heads=2), decoder, ViewSpec(8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -149,3 +150,17 @@ def test_training_goes_on_when_the_disk_is_full(
     job.run("checkpoint.every_steps=5")
     assert calls == [5, 10, 12]
     assert "no checkpoint of step 5: [Errno 28] No space left on device. Training goes on" in caplog.text
+
+
+def test_a_file_system_without_room_is_an_oserror(tmp_path: Path) -> None:
+    """What torch raises when a write fails in the middle is no OSError by itself."""
+    save(tmp_path, 1, STATE, keep_last=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write"):
+            save(tmp_path, 2, {"a": torch.zeros(10_000)}, keep_last=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert newest(tmp_path) == tmp_path / "step_00000001"
+    assert not list(tmp_path.glob("*.tmp"))

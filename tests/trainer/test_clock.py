@@ -45,3 +45,9 @@ def test_stop_after_steps_leaves_the_schedule() -> None:
     clock = Clock(RunState(step=5), 100, 10, 8, stop_after_steps=5)
     assert clock.end == "stop_after_steps=5 is reached"
     assert clock.progress.total_steps == 100
+
+
+def test_it_stands_where_the_run_stands_before_it_starts() -> None:
+    """The first step after a restart is made before the clock starts, where it compiles."""
+    assert Clock(RunState(step=5), 100, 10, 8).progress.step == 5
+    assert Clock(RunState(step=5, seconds=30), 100, 10, 8, max_seconds=60).progress.step == 50

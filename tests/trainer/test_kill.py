@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -68,6 +70,32 @@ def test_a_signal_ends_the_step_saves_and_says_where(job: Job, number: signal.Si
     assert str(newest) in output
     assert f"received {number.name}" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_while_readers_start_is_no_failure(job: Job, number: signal.Signals) -> None:
+    """A terminal's Ctrl-C and a scheduler signal the whole group, helpers that still import torch included."""
+    command = [sys.executable, "-m", "pretrain", *job.overrides("max_steps=100000", "data.num_workers=1")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, text=True, cwd=job.tmp, start_new_session=True, **pipes)
+    assert process.stdout is not None
+    while "attention" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(1.0)  # the trainer's handlers are in place, the reader is not up
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output
+    assert checkpoint.newest(job.out / "checkpoints") is not None
+
+
+def test_ctrl_c_before_training_is_no_traceback(job: Job) -> None:
+    process = job.start()
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.strip() == "interrupted"
 
 
 def test_a_second_ctrl_c_ends_at_once(job: Job) -> None:

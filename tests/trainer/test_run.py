@@ -6,7 +6,10 @@ import csv
 import hashlib
 import logging
 import math
+import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from pretrain import build
 from pretrain.config import composed
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
+from pretrain.trainer.lifecycle import Stop
 from tests.data.shards import image_bytes, write_shards, write_tar
 from tests.job import Job
 
@@ -206,6 +210,99 @@ def test_a_loss_that_is_not_finite_stops_the_run(job: Job) -> None:
     newest = checkpoint.newest(job.out / "checkpoints")
     assert newest is not None
     assert all(value.isfinite().all() for value in checkpoint.load(newest)["objective"].values())
+
+
+def test_what_is_not_finite_is_never_saved(job: Job) -> None:
+    """Between two rows of the log the weights go wrong: no checkpoint of that time may push out the good ones."""
+    job.run("stop_after_steps=4", "max_steps=40")
+    with pytest.raises(UserError, match=r"step 1\d: .* is not finite. The run stops and nothing is saved"):
+        job.run(
+            "max_steps=40",
+            "base_lr=1e30",
+            "warmup_epochs=0",
+            "checkpoint.every_steps=10",
+            "callback.log.every_steps=30",
+        )
+    newest = checkpoint.newest(job.out / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step_00000004"
+
+
+def test_a_finished_run_keeps_the_configuration_that_made_it(job: Job) -> None:
+    job.run()
+    before = digest(job.out)
+    job.run("base_lr=0.5")
+    assert digest(job.out) == before
+
+
+def test_damaged_checkpoints_are_never_passed_over_in_silence(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    job.run("checkpoint.every_steps=5", "max_steps=20", "stop_after_steps=10")
+    checkpoints = sorted((job.out / "checkpoints").glob("step_*"))
+    (checkpoints[1] / "state.pt").write_bytes(b"")
+    assert job.run("max_steps=20", "stop_after_steps=6").state.step == 6
+    assert "step_00000010 is damaged and passed over" in caplog.text
+    for path in (job.out / "checkpoints").glob("step_*"):
+        (path / "state.pt").write_bytes(b"")
+    before = digest(job.out)
+    with pytest.raises(UserError, match="is damaged, and no other is there"):
+        job.run("max_steps=20")
+    assert digest(job.out) == before
+
+
+def test_a_run_whose_checkpoints_were_deleted_keeps_its_old_record(job: Job) -> None:
+    job.run()
+    rows = (job.out / "metrics.jsonl").read_bytes()
+    shutil.rmtree(job.out / "checkpoints")
+    job.run("stop_after_steps=2")
+    assert (job.out / "metrics.1.jsonl").read_bytes() == rows
+    assert [row["step"] for row in job.rows()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("file", "Not a directory"), ("file/run", "Not a directory"), ("/proc/nope", "cannot be written")],
+)
+def test_an_output_folder_that_cannot_be_is_said(job: Job, out: str, message: str) -> None:
+    (job.tmp / "file").write_text("")
+    with pytest.raises(UserError, match=message):
+        job.run(f"output_dir={job.tmp / out}")
+    job.out.mkdir()
+    (job.out / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="not what a run wrote"):
+        job.run()
+
+
+def test_an_optimizer_that_cannot_be_is_said_before_anything_is_written(job: Job) -> None:
+    with pytest.raises(UserError, match="optim: Invalid beta"):
+        job.run("optim.betas=[0.9,1.5]")
+    assert not job.out.exists()
+
+
+def test_a_callback_can_be_turned_off(job: Job) -> None:
+    job.run("callback.pictures=null", "max_steps=2")
+    assert not (job.out / "pictures").exists()
+
+
+def test_lightning_leaves_signals_and_slurm_to_us(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "SLURM_NTASKS": "1",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_JOB_ID": "77",
+        "SLURM_PROCID": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    seen = []
+
+    class Look(Stop):
+        def on_train_batch_end(self, *arguments: Any, **named: Any) -> None:
+            seen.append(signal.getsignal(signal.SIGUSR1))
+            super().on_train_batch_end(*arguments, **named)
+
+    monkeypatch.setattr(build, "Stop", Look)
+    job.run("max_steps=1")
+    assert seen == [signal.SIG_DFL]
 
 
 def test_checkpoints_by_steps_and_the_newest_are_kept(job: Job) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from pretrain.records import Batch
-from pretrain.view.color import Prepare, colours
+from pretrain.view.color import Prepare
 from pretrain.view.spec import ViewSpec
 
 
@@ -40,9 +40,3 @@ def test_neighbours_do_not_matter() -> None:
     whole = batch(6)
     part = replace(whole, views=tuple(view[:, 3:4] for view in whole.views), g=whole.g[3:4])
     assert torch.equal(Prepare(SPECS)(part).views[0], Prepare(SPECS)(whole).views[0][:, 3:4])
-
-
-def test_colours_are_the_inverse() -> None:
-    one = batch(3)
-    prepared = Prepare(SPECS, flip=False)(one)
-    assert torch.equal(colours(prepared.views[0][0], SPECS[0]), one.views[0][0])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import random
+import warnings
 
 import numpy as np
 import pytest
@@ -86,3 +89,29 @@ def test_bombs_are_refused_from_their_header(monkeypatch: pytest.MonkeyPatch, ki
 def test_pixels_can_be_written_to() -> None:
     for kind in ("JPEG", "PNG"):
         assert decode(encoded(Image.fromarray(PHOTO), kind)).flags.writeable
+
+
+def test_a_broken_note_of_the_camera_does_not_cost_the_sample() -> None:
+    """Orientation 6 beside a tag that Pillow reads but cannot write again; and a block that is cut off."""
+    image, exif = Image.fromarray(PHOTO), Image.Exif()
+    exif[0x0112] = 6
+    exif[0x829A] = 0.5  # exposure time, a rational
+    block = exif.tobytes()
+    whole = encoded(image, "JPEG", exif=block)
+    assert decode(whole).shape == (64, 48, 3)
+    for position in range(len(block)):
+        broken = bytearray(block)
+        broken[position] ^= 0xFF
+        assert decode(encoded(image, "JPEG", exif=bytes(broken))).shape in ((48, 64, 3), (64, 48, 3))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP", "BMP", "JPEG"])
+def test_damaged_bytes_are_an_image_or_a_decode_error(kind: str) -> None:
+    data, draw = encoded(Image.fromarray(PHOTO), kind), random.Random(0)
+    for _ in range(200):
+        broken = bytearray(data)
+        for _ in range(draw.randint(1, 8)):
+            broken[draw.randrange(min(len(broken), 400))] = draw.randrange(256)
+        with contextlib.suppress(DecodeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert decode(bytes(broken)).shape[2] == 3
