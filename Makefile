@@ -4,6 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.installed
 RUN := runs/demo
 DATA := runs/demo-data
+JOBS ?= 2
 
 .PHONY: demo test test-full check setup clean
 
@@ -15,11 +16,12 @@ $(SETUP): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
+# Processes with one thread each: most of the tests' time is starting programs, and many threads on few cores only wait.
 test: check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
 
 test-full: check
-	$(BIN)/pytest -m ''
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m ''
 
 check: $(SETUP)
 	$(BIN)/ruff format --check .

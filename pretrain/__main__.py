@@ -13,8 +13,6 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from pretrain.arguments import quote
-
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -23,15 +21,16 @@ _ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i", "--res
 
 def main() -> None:
     """Refuses a wrong command with all its mistakes at once; else lets Hydra compose it and runs it."""
-    sys.argv[1:] = quote(sys.argv[1:])
     flags = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")]
-    if len(sys.argv) == 1 or "--help" in flags or "-h" in flags:
-        _leave_with_usage(2 if len(sys.argv) == 1 else 0)
     try:
         import hydra
 
         from pretrain import config
+        from pretrain.arguments import quote
 
+        if len(sys.argv) == 1 or "--help" in flags or "-h" in flags:
+            _leave_with_usage(2 if len(sys.argv) == 1 else 0)
+        sys.argv[1:] = quote(sys.argv[1:])
         if not any(flag in _ONLY_SHOW for flag in flags):
             words = [word for word in sys.argv[1:] if not word.startswith("-")]
             sweep = "--multirun" in flags or "-m" in flags
@@ -68,6 +67,8 @@ def run(cfg: DictConfig) -> None:
 
 def _mistakes(words: list[str]) -> list[str]:
     """All that is wrong with one job's words, too few images included where an index says how many there are."""
+    from omegaconf import OmegaConf
+
     from pretrain import config
     from pretrain.data.module import known_size
     from pretrain.plan import too_few
@@ -75,8 +76,11 @@ def _mistakes(words: list[str]) -> list[str]:
     cfg, lines = config.judged(words)
     if not lines:
         return []  # the run itself counts its images
-    size = known_size(cfg.data.train, cfg.data.index_dir) if cfg.get("data") else None
-    return lines + ([] if size is None else too_few(cfg.global_batch_size, size))
+    shards, index_dir, batch = (
+        OmegaConf.select(cfg, key) for key in ("data.train", "data.index_dir", "global_batch_size")
+    )
+    size = known_size(shards, index_dir)
+    return lines if size is None or not isinstance(batch, int) else lines + too_few(batch, size)
 
 
 def _leave_if(mistakes: list[str]) -> None:

@@ -208,7 +208,7 @@ def test_own_experiments_are_found_whatever_else_is_wrong(tmp_path: Path) -> Non
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\n")
     words = [f"hydra.searchpath=[file://{tmp_path}]", "+experiment=mine", "trainer=cpu", f"data.train={tmp_path}"]
     lines = mistakes(["+experiment=mine", "encoder.depht=3", *words[:1], *words[2:]])
-    assert not any("experiment" in line for line in lines)
+    assert not any(line.startswith("experiment") for line in lines)
     assert any("did you mean encoder.depth?" in line for line in lines)
 
 

@@ -16,6 +16,7 @@ from pretrain import build
 from pretrain.arguments import quote
 from pretrain.config import composed, mistakes
 from tests.data.shards import write_shards
+from tests.scripts import run_script
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,9 +79,8 @@ def bench(words: list[str]) -> None:
     """A benchmark of something small, for one round, on the CPU."""
     kept = [word for word in words if word.partition("=")[0] not in ("trainer", "batch", "rounds")]
     small = [f"{key}={value}" for key, value in SHRINK.items()]
-    command = [sys.executable, str(ROOT / "scripts" / "bench_step.py"), *kept, *small, "batch=2", "rounds=1"]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
+    result = run_script("bench_step", *kept, *small, "batch=2", "rounds=1")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -91,13 +91,15 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             train(words[3:])
         elif words[:2] == ["python", "scripts/bench_step.py"]:
             bench(words[2:])
+        elif words[0] == "python" and words[1] != "-m":
+            new = [word.replace("out=SHARDS", "out=NEW") for word in words[2:]]
+            result = run_script(Path(words[1]).stem, *new)
+            assert result.returncode == 0, f"{line}\n{result.stderr}"
         elif words[0] == "python":
             small = [f"{key}={value}" for key, value in SHRINK.items()] if "--multirun" in words else []
             steps = ["max_steps=1"] if small else []
-            script = [str(ROOT / words[1])] if words[1] != "-m" else ["-m"]
-            new = [word.replace("out=SHARDS", "out=NEW") for word in words[2:]]
             process = subprocess.run(
-                [sys.executable, *script, *new, *small, *steps], capture_output=True, text=True, check=False
+                [sys.executable, *words[1:], *small, *steps], capture_output=True, text=True, check=False
             )
             assert process.returncode == 0, f"{line}\n{process.stderr}"
         else:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +13,7 @@ from pretrain.frozen import load
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_tar
 from tests.job import Job
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-
-
-def script(name: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+from tests.scripts import FOLDER, run_script
 
 
 def test_a_run_and_its_exports_are_the_same_encoder(job: Job) -> None:
@@ -30,7 +22,7 @@ def test_a_run_and_its_exports_are_the_same_encoder(job: Job) -> None:
     job.run("max_steps=3")
     exports = {"timm": job.tmp / "t", "hf": job.tmp / "h"}
     for system, out in exports.items():
-        result = script("export", f"checkpoint={job.out}", f"format={system}", f"out={out}")
+        result = run_script("export", f"checkpoint={job.out}", f"format={system}", f"out={out}")
         assert result.returncode == 0, result.stderr
         assert "features differ by at most" in result.stdout
     shards = open_shards(str(job.shards), str(job.tmp / "index"))
@@ -69,7 +61,7 @@ def test_probe_scripts_write_what_they_found(job: Job) -> None:
         ("linear_probe", ["protocol=paper", "batch_size=8", "epochs=2", "warmup_epochs=1"]),
     ]:
         out = job.tmp / "results" / f"{name}.json"
-        result = script(name, *common, *extra, f"out={out}")
+        result = run_script(name, *common, *extra, f"out={out}")
         assert result.returncode == 0, result.stderr
         content = json.loads(out.read_text())
         assert 0 <= content["accuracy"] <= 1
@@ -92,7 +84,7 @@ def test_probe_scripts_write_what_they_found(job: Job) -> None:
     ]:
         given = {word.partition("=")[0] for word in extra}
         words = [*(word for word in common if word.partition("=")[0] not in given), *extra]
-        result = script(name, *words)
+        result = run_script(name, *words)
         assert result.returncode == 1
         assert message in result.stderr
         assert "Traceback" not in result.stderr
@@ -143,14 +135,14 @@ def test_unlabelled_samples_are_refused_by_name(job: Job) -> None:
         load(job.out).features(open_shards(str(job.tmp / "u"), str(job.tmp / "i")), num_workers=0)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
 def test_every_script_says_what_it_wants(name: str) -> None:
-    nothing, help_ = script(name), script(name, "--help")
+    nothing, help_ = run_script(name), run_script(name, "--help")
     assert (nothing.returncode, help_.returncode) == (2, 0)
     assert nothing.stdout == help_.stdout
     assert f"python scripts/{name}.py" in help_.stdout  # an example
     assert "=…" in help_.stdout
-    wrong = script(name, "nonsense=1", "word")
+    wrong = run_script(name, "nonsense=1", "word")
     assert wrong.returncode == 1
     assert "nonsense=1: there is no such key" in wrong.stderr
     assert "`word` is not understood" in wrong.stderr

@@ -93,7 +93,7 @@ def _send(rows: Any, arguments: dict[str, Any], mode: str) -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    if mode == "online" and (reason := _unreachable(wandb.Settings().base_url)):
+    if mode == "online" and (reason := _unreachable(wandb.setup().settings.base_url)):
         print(_offline(arguments["dir"], reason), flush=True)
         mode = "offline"
     try:

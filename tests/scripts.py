@@ -1,0 +1,33 @@
+"""Running the scripts as a person would, but in this process: starting Python and importing torch takes ten seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import runpy
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "scripts"
+
+
+def run_script(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """`python scripts/NAME.py WORDS…`: its exit code and what it prints."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before, sys.argv = sys.argv, [f"scripts/{name}.py", *words]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+                if isinstance(end.code, str):
+                    print(end.code, file=sys.stderr)
+            except Exception:
+                code = 1
+                traceback.print_exc()
+    finally:
+        sys.argv = before
+    return subprocess.CompletedProcess([name, *words], code, out.getvalue(), err.getvalue())
