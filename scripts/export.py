@@ -5,6 +5,7 @@ python scripts/export.py checkpoint=runs/mae_vitb format=timm out=runs/mae_vitb/
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
+    logging.getLogger("timm").setLevel(logging.WARNING)
     frozen, out = load(Path(arguments.checkpoint)), Path(arguments.out)
     difference = export.write(out, replace(frozen.card, format=arguments.format), frozen.encoder)
     print(f"{out}: loaded back through {arguments.format}; features differ by at most {difference:.1e} of the greatest")
