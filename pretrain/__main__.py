@@ -10,7 +10,9 @@ All words are key=value overrides of the configuration; --hydra-help lists Hydra
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,23 +23,21 @@ _ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i", "--res
 
 def main() -> None:
     """Refuses a wrong command with all its mistakes at once; else lets Hydra compose it and runs it."""
+    signal.signal(signal.SIGINT, _interrupted)  # until training, which has its own way to stop
+    import hydra
+
+    from pretrain import config
+    from pretrain.arguments import quote
+
     flags = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")]
-    try:
-        import hydra
-
-        from pretrain import config
-        from pretrain.arguments import quote
-
-        if len(sys.argv) == 1 or "--help" in flags or "-h" in flags:
-            _leave_with_usage(2 if len(sys.argv) == 1 else 0)
-        sys.argv[1:] = quote(sys.argv[1:])
-        if not any(flag in _ONLY_SHOW for flag in flags):
-            words = [word for word in sys.argv[1:] if not word.startswith("-")]
-            sweep = "--multirun" in flags or "-m" in flags
-            _leave_if([line for job in (config.jobs(words) if sweep else [words]) for line in _mistakes(job)])
-        hydra.main(version_base="1.3", config_path=str(config.folder()), config_name="pretrain")(run)()
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
+    if len(sys.argv) == 1 or "--help" in flags or "-h" in flags:
+        _leave_with_usage(2 if len(sys.argv) == 1 else 0)
+    sys.argv[1:] = quote(sys.argv[1:])
+    if not any(flag in _ONLY_SHOW for flag in flags):
+        words = [word for word in sys.argv[1:] if not word.startswith("-")]
+        sweep = "--multirun" in flags or "-m" in flags
+        _leave_if([line for job in (config.jobs(words) if sweep else [words]) for line in _mistakes(job)])
+    hydra.main(version_base="1.3", config_path=str(config.folder()), config_name="pretrain")(run)()
 
 
 def run(cfg: DictConfig) -> None:
@@ -81,6 +81,13 @@ def _mistakes(words: list[str]) -> list[str]:
     )
     size = known_size(shards, index_dir)
     return lines if size is None or not isinstance(batch, int) else lines + too_few(batch, size)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C before or after training: nothing is under way that could be lost, and libraries that are just being
+    imported may swallow an exception."""
+    os.write(2, b"\ninterrupted\n")
+    os._exit(128 + number)
 
 
 def _leave_if(mistakes: list[str]) -> None:

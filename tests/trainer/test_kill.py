@@ -94,7 +94,7 @@ def test_ctrl_c_before_training_is_no_traceback(job: Job) -> None:
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert output.strip() == "interrupted"
 
 
