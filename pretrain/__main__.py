@@ -26,7 +26,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupted)  # until training, which has its own way to stop
     import hydra
 
-    from pretrain import config
+    from pretrain import overrides
     from pretrain.arguments import quote
 
     flags = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")]
@@ -36,8 +36,8 @@ def main() -> None:
     if not any(flag in _ONLY_SHOW for flag in flags):
         words = [word for word in sys.argv[1:] if not word.startswith("-")]
         sweep = "--multirun" in flags or "-m" in flags
-        _leave_if([line for job in (config.jobs(words) if sweep else [words]) for line in _mistakes(job)])
-    hydra.main(version_base="1.3", config_path=str(config.folder()), config_name="pretrain")(run)()
+        _leave_if([line for job in (overrides.jobs(words) if sweep else [words]) for line in _mistakes(job)])
+    hydra.main(version_base="1.3", config_path=str(overrides.folder()), config_name="pretrain")(run)()
 
 
 def run(cfg: DictConfig) -> None:
@@ -69,11 +69,11 @@ def _mistakes(words: list[str]) -> list[str]:
     """All that is wrong with one job's words, too few images included where an index says how many there are."""
     from omegaconf import OmegaConf
 
-    from pretrain import config
+    from pretrain.config import judged
     from pretrain.data.module import known_size
     from pretrain.plan import too_few
 
-    cfg, lines = config.judged(words)
+    cfg, lines = judged(words)
     if not lines:
         return []  # the run itself counts its images
     shards, index_dir, batch = (
@@ -96,9 +96,9 @@ def _leave_if(mistakes: list[str]) -> None:
 
 
 def _leave_with_usage(code: int) -> None:
-    from pretrain import config
+    from pretrain.overrides import folder
 
-    recipes = sorted(path.stem for path in (config.folder() / "experiment").glob("*.yaml"))
+    recipes = sorted(path.stem for path in (folder() / "experiment").glob("*.yaml"))
     print(f"{(__doc__ or '').strip()}\n\nExperiments: {', '.join(recipes)}")
     sys.exit(code)
 

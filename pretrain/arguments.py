@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
-from pretrain.config import describe, matches, suggest
+from pretrain.overrides import suggest
 from pretrain.records import UserError
+from pretrain.signature import describe, matches
 
 _PATHS = ("data.train", "data.val", "data.index_dir", "output_dir")
 

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from pretrain import config
 from pretrain.arguments import script_with_overrides
 from pretrain.assemble import instantiate, materialise, objective_of
+from pretrain.config import mistakes
+from pretrain.overrides import composed
 from pretrain.records import Batch, Progress, UserError
 
 Step = Callable[[Tensor], Tensor]  # normalised images [B, 3, H, W] → loss
@@ -110,9 +111,9 @@ VARIANTS = {"pretrain": ours, "transformers": huggingface, "lightly": lightly}
 
 
 def main(arguments: Arguments, overrides: list[str]) -> None:
-    if lines := [line for line in config.mistakes(overrides) if not line.startswith(("data.train=", "data.val="))]:
+    if lines := [line for line in mistakes(overrides) if not line.startswith(("data.train=", "data.val="))]:
         raise UserError("\n".join(lines))
-    cfg = config.composed(overrides)
+    cfg = composed(overrides)
     hardware = instantiate(cfg.trainer)
     device, size = hardware.device, cfg.encoder.img_size
     images = torch.randn(arguments.batch, 3, size, size, device=device)

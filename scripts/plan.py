@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pretrain import config
 from pretrain.arguments import script_with_overrides
 from pretrain.assemble import objective_of
+from pretrain.config import mistakes
+from pretrain.overrides import composed
 from pretrain.plan import cost, plan
 from pretrain.records import Batch, UserError
 
@@ -26,10 +27,10 @@ class Arguments:
 
 def main(arguments: Arguments, overrides: list[str]) -> None:
     # neither shards nor the recipe's hardware are needed to plan
-    lines = config.mistakes(overrides)
+    lines = mistakes(overrides)
     if wrong := [line for line in lines if not line.startswith(("data.train=", "data.val=", "trainer.accelerator="))]:
         raise UserError("\n".join(wrong))
-    cfg = config.composed(overrides)
+    cfg = composed(overrides)
     samples = arguments.num_samples or cfg.data.num_samples
     if samples is None:
         raise UserError("num_samples=… is missing: this configuration does not state data.num_samples")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import build
-from pretrain.config import check, composed
+from pretrain.config import check
+from pretrain.overrides import composed
 from tests.data.shards import write_shards
 
 SMALL = [

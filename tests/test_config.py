@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from pretrain import config
 from pretrain.arguments import quote, split_list
-from pretrain.config import check, check_nodes, composed, locate, matches, mistakes
+from pretrain.config import check, check_nodes, mistakes
+from pretrain.overrides import composed, folder
 from pretrain.plan import plan
+from pretrain.signature import locate
 from tests.data.shards import write_shards
 
-EXPERIMENTS = sorted(path.stem for path in (config.folder() / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (folder() / "experiment").glob("*.yaml"))
 PUBLISHED = ("mae_vitb", "mae_vitl", "mae_vith")
 
 
@@ -45,7 +45,7 @@ def test_trainer_cpu_brings_every_experiment_back_to_a_cpu(experiment: str) -> N
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_opens_with_its_card(experiment: str) -> None:
-    text = (config.folder() / "experiment" / f"{experiment}.yaml").read_text()
+    text = (folder() / "experiment" / f"{experiment}.yaml").read_text()
     for word in ("paper", "result", "cost", "command", "status"):
         assert f"#   {word}" in text, word
     status = text.split("#   status")[1].split("\n")[0]
@@ -59,9 +59,7 @@ def nodes(content: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:
     return here + [found for key, value in content.items() for found in nodes(value, f"{path}.{key}".lstrip("."))]
 
 
-GROUPS = sorted(
-    (path.parent.name, path.stem) for path in config.folder().glob("*/*.yaml") if path.parent.name != "experiment"
-)
+GROUPS = sorted((path.parent.name, path.stem) for path in folder().glob("*/*.yaml") if path.parent.name != "experiment")
 
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
@@ -193,16 +191,6 @@ def test_each_mistake_says_what_to_do(override: str, message: str) -> None:
     assert any(message in line for line in mistakes(["trainer=cpu", override])), mistakes(["trainer=cpu", override])
 
 
-def test_a_sweep_is_checked_job_by_job() -> None:
-    words = ["+experiment=mae_vitb", "base_lr=1,2", "encoder.depth=3", "encoder.num_heads=4,5"]
-    assert config.jobs(words) == [
-        ["+experiment=mae_vitb", f"base_lr={rate}", "encoder.depth=3", f"encoder.num_heads={heads}"]
-        for rate in (1, 2)
-        for heads in (4, 5)
-    ]
-    assert config.jobs(["data.train=[a,b]", "x={"]) == [["data.train=[a,b]", "x={"]]
-
-
 def test_own_experiments_are_found_whatever_else_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\n")
@@ -253,23 +241,6 @@ def test_a_users_own_package_can_be_allowed() -> None:
     assert check_nodes({"x": node}, ["collections"]) == []
 
 
-@pytest.mark.parametrize(
-    ("value", "hint", "expected"),
-    [
-        (3, float, True),
-        (True, int, False),
-        ("3", int, False),
-        (None, int | None, True),
-        ([1, 2.5], tuple[float, float], True),
-        (["a"], list[float], False),
-        (3, list[int], False),
-        ({"_target_": "pretrain.data.order.Shuffle"}, int, False),
-    ],
-)
-def test_values_match_their_hints(value: Any, hint: Any, expected: bool) -> None:
-    assert matches(value, hint) is expected
-
-
 # ── quoting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -307,8 +278,3 @@ def test_other_words_are_left_alone() -> None:
 
 def test_lists_are_split_outside_brackets_and_quotes() -> None:
     assert split_list("a,{b,c},'d,e',[f,g]") == ["a", "{b,c}", "'d,e'", "[f,g]"]
-
-
-def test_composing_leaves_no_trace() -> None:
-    composed([])
-    assert not HydraConfig.initialized()

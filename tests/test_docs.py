@@ -14,7 +14,8 @@ from PIL import Image
 
 from pretrain import build
 from pretrain.arguments import quote
-from pretrain.config import composed, mistakes
+from pretrain.config import mistakes
+from pretrain.overrides import composed
 from tests.data.shards import write_shards
 from tests.scripts import run_script
 

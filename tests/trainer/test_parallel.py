@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.config import check, composed
+from pretrain.config import check
+from pretrain.overrides import composed
 from pretrain.trainer.parallel import OneDevice, resolve_precision
 
 

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from pretrain import build
-from pretrain.config import composed
+from pretrain.overrides import composed
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.lifecycle import Stop

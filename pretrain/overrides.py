@@ -1,0 +1,127 @@
+"""What was typed and the configuration that it gives: sweeps taken apart, and each wrong override explained.
+
+Hydra stops at the first override that it does not understand; here every one of a command is found.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # what composing raises for a wrong override
+
+
+def folder() -> Path:
+    """Where the yaml files are: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that overrides give.
+
+    Raises:
+        HydraException: an override is not understood.
+    """
+    with initialize_config_dir(str(folder()), version_base="1.3"):
+        return compose("pretrain", overrides=list(overrides))
+
+
+def jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep, as Hydra's own sweeper combines them."""
+    parser, axes = OverridesParser.create(), []
+    for word in overrides:
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            axes.append([word])
+            continue
+        choices = override.is_sweep_override() and override.is_discrete_sweep()
+        values = (
+            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()] if choices else []
+        )
+        axes.append(values or [word])
+    return [list(words) for words in itertools.product(*axes)]
+
+
+def understood(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the overrides that can be composed, what is wrong with the others)."""
+    lines, parsed = [], []
+    parser = OverridesParser.create()
+    for word in overrides:
+        try:
+            parsed.append(parser.parse_override(word))
+        except HydraException:
+            lines.append(f"`{word}` is not understood: write key=value, and put a value with special signs in quotes")
+    keys = [override.key_or_group for override in parsed if not override.key_or_group.startswith("hydra.")]
+    lines += [
+        f"{key} is given {keys.count(key)} times (a shell expands unquoted braces into several): give it once"
+        for key in sorted({key for key in keys if keys.count(key) > 1})
+    ]
+    accepted: list[str] = []
+    try:
+        composed([str(override.input_line) for override in parsed])
+        return [str(override.input_line) for override in parsed], lines
+    except _REFUSALS:
+        options = _group_options(parsed)
+        for override in sorted(parsed, key=lambda one: _rank(one, options)):
+            try:
+                composed([*accepted, str(override.input_line)])
+                accepted.append(str(override.input_line))
+            except _REFUSALS as failure:
+                lines.append(_explain(override, options, accepted, failure))
+    return accepted, lines
+
+
+def _rank(override: Override, options: dict[str, list[str]]) -> int:
+    """Hydra's own settings (where to search) come first, then choices of a group, then values."""
+    return 0 if override.key_or_group.startswith("hydra.") else 1 if override.key_or_group in options else 2
+
+
+def _group_options(overrides: Sequence[Override]) -> dict[str, list[str]]:
+    with initialize_config_dir(str(folder()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        groups = {override.key_or_group: loader.get_group_options(override.key_or_group) for override in overrides}
+    return {group: options for group, options in groups.items() if options}
+
+
+def _explain(override: Override, options: dict[str, list[str]], accepted: Sequence[str], failure: Exception) -> str:
+    """What is wrong with one override."""
+    key, value = override.key_or_group, override.value()
+    if override.is_sweep_override():
+        return f"{override.input_line}: a sweep needs --multirun; a list is written [a,b]"
+    if key in options and str(value) not in options[key]:
+        return f"{key}={value}: there is no such option; one of {', '.join(options[key])}"
+    if key in options and not override.is_add():
+        return f"{key}={value}: write +{key}={value}"
+    known = list(_keys(OmegaConf.to_container(composed(accepted), resolve=False)))
+    if key not in known:
+        return f"{key}={value}: there is no such key{suggest(key, known)}"
+    return f"{override.input_line}: {str(failure).splitlines()[0]}"
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """The known word that was probably meant."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:  # the right name in the wrong place
+        last = {key.rpartition(".")[2]: key for key in known}
+        close = [last[name] for name in difflib.get_close_matches(word.rpartition(".")[2], list(last), n=1, cutoff=0.8)]
+    return f"; did you mean {close[0]}?" if close else ""
