@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.arguments import script
-from pretrain.data.index import IMAGES
+from pretrain.data.sample import IMAGES
 from pretrain.data.write import CLASSES, read_classes, write_shards
 from pretrain.records import UserError
 

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pretrain.data.index import IMAGES, Index, Part
+from pretrain.data.index import Index
 from pretrain.data.order import Order
+from pretrain.data.sample import IMAGES
+from pretrain.data.sidecar import Part
 from pretrain.data.source import Reader
 from pretrain.random import Purpose, words
 from pretrain.records import Batch, Replaced

@@ -16,7 +16,8 @@ from typing import TypeVar
 import webdataset
 from tqdm import tqdm
 
-from pretrain.data.index import Shard, describe_shard, owns_index, scan, write_index
+from pretrain.data.index import owns_index, write_index
+from pretrain.data.sidecar import Shard, describe_shard, scan
 from pretrain.files import replace_file
 from pretrain.records import UserError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.data import index
+from pretrain.data import index, sidecar
 from pretrain.data.index import open_index
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_shards, write_tar
@@ -22,13 +22,13 @@ from tests.data.shards import image_bytes, write_shards, write_tar
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that were read from end to end."""
     seen: list[str] = []
-    original = index._scan
+    original = sidecar._scan
 
     def scan(url: str) -> Any:
         seen.append(Path(url).name)
         return original(url)
 
-    monkeypatch.setattr(index, "_scan", scan)
+    monkeypatch.setattr(sidecar, "_scan", scan)
     return seen
 
 
@@ -76,43 +76,6 @@ def test_moving_the_shards_does_not_change_the_digest(tmp_path: Path) -> None:
     assert one.digest == other.digest
 
 
-def test_only_allow_listed_members_are_recorded(tmp_path: Path) -> None:
-    members = [("a.png", image_bytes(1)), ("a.pkl", b"evil"), ("a.pyd", b"evil"), ("a.pth", b"evil"), ("a.json", b"{}")]
-    members += [("b.pickle", b"evil"), ("dir/.hidden.png", b""), ("noextension", b""), ("c.left.PNG", image_bytes(2))]
-    path = write_tar(tmp_path / "t.tar", members)
-    opened = open_index([str(path)], str(tmp_path / "i"))
-    assert opened.counts == [2]  # b has no image
-    assert [part.extension for part in opened.parts(0, 0)] == ["png"]
-    assert opened.key(0, 1) == "c"
-
-
-def test_neighbours_with_one_key_are_one_sample(tmp_path: Path) -> None:
-    """WebDataset's rule: a key that comes back later is another sample."""
-    members = [("d/a.png", image_bytes(1)), ("d/a.cls", b"3"), ("e/a.png", image_bytes(2)), ("d/a.png", image_bytes(3))]
-    opened = open_index([str(write_tar(tmp_path / "t.tar", members))], str(tmp_path / "i"))
-    assert [opened.key(0, member) for member in range(3)] == ["d/a", "e/a", "d/a"]
-
-
-def test_the_image_of_a_sample_is_the_one_without_further_dots(tmp_path: Path) -> None:
-    members = [("a.seg.jpg", b"mask"), ("a.jpg", b"image"), ("b.png", b"image"), ("b.mask.png", b"mask")]
-    members += [("IMG.2020.jpg", b"image"), ("IMG.2020.txt", b"words"), ("d.jpg", b"image"), ("d.png", b"mask")]
-    path = write_tar(tmp_path / "t.tar", members)
-    opened, data = open_index([str(path)], str(tmp_path / "i")), path.read_bytes()
-    assert opened.counts == [4]
-    for member in range(4):
-        first = min(opened.parts(0, member), key=lambda part: index.IMAGES.index(part.extension))
-        assert data[first.start : first.stop] == b"image"
-
-
-@pytest.mark.parametrize(
-    "names", [["n1.0.jpg", "n1.1.jpg"], ["a.jpg", "a.JPG"], ["a.jpg", "a.cls", "a.cls"], ["a.l.jpg", "a.r.png"]]
-)
-def test_samples_that_cannot_be_told_apart_are_refused_by_name(tmp_path: Path, names: list[str]) -> None:
-    path = write_tar(tmp_path / "t.tar", [(name, b"1") for name in names])
-    with pytest.raises(UserError, match=rf"t\.tar`: .*`{names[-1]}` are one sample"):
-        open_index([str(path)], str(tmp_path / "i"))
-
-
 def test_an_index_that_cannot_be_written_is_not_called_a_bad_shard(tmp_path: Path) -> None:
     paths, before = write_shards(tmp_path / "d", [2]), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
@@ -136,7 +99,7 @@ def test_all_damaged_shards_are_named(tmp_path: Path) -> None:
 
 def test_an_index_beside_the_shards_is_used_while_it_fits(tmp_path: Path, scans: list[str]) -> None:
     paths = write_shards(tmp_path / "d", [2, 1])
-    shards = [index.scan(path, Path(f"{path}.idx")) for path in paths]
+    shards = [sidecar.scan(path, Path(f"{path}.idx")) for path in paths]
     index.write_index(tmp_path / "d", shards)
     scans.clear()
     assert open_index(paths, str(tmp_path / "i")).counts == [2, 1]
@@ -152,7 +115,7 @@ def test_an_index_beside_the_shards_is_used_while_it_fits(tmp_path: Path, scans:
 
 def test_an_index_beside_shards_with_any_name_is_used(tmp_path: Path, scans: list[str]) -> None:
     path = Path(write_shards(tmp_path, [2])[0]).rename(tmp_path / "my set (1).tar")
-    index.write_index(tmp_path, [index.scan(str(path), tmp_path / f"{path.name}.idx")])
+    index.write_index(tmp_path, [sidecar.scan(str(path), tmp_path / f"{path.name}.idx")])
     scans.clear()
     assert open_index([str(path)], str(tmp_path / "i")).counts == [2]
     assert scans == []

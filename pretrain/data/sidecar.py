@@ -1,0 +1,159 @@
+"""The sidecar of a shard, `NAME.tar.idx`: where every sample's members lie, found by reading the shard once.
+
+It is a binary file that is memory-mapped; what it is of, and how many samples that has, stands in its header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pretrain.data import source
+from pretrain.data.sample import EXTENSIONS, AmbiguousSampleError, Sample, group
+from pretrain.data.tar import DamagedTarError, members
+from pretrain.files import replace_file
+from pretrain.records import UserError
+
+_MAGIC = b"PRTIDX1\n"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard: where it is, and what its index says of it."""
+
+    url: str
+    count: int
+    size: int
+    sha256: str
+    sidecar: Path
+
+    @property
+    def name(self) -> str:
+        return self.url.rstrip("/").rpartition("/")[2]
+
+
+class Part(NamedTuple):
+    """A member of a sample: its extension and where its bytes are in the shard."""
+
+    extension: str
+    start: int
+    stop: int
+
+
+class Sidecar:
+    """A memory-mapped sidecar file.
+
+    Layout: magic, length of the header, the header (json, padded to 8 bytes), then little-endian int64 arrays: the
+    end of each sample's members [n], the members' (extension, start, stop) [m, 3], the end of each key [n]; then
+    the keys.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if self._map[: len(_MAGIC)] != _MAGIC:
+            raise UserError(f"`{path}` is no index of this version: delete it, and it is built again")
+        (length,) = struct.unpack_from("<q", self._map, len(_MAGIC))
+        at = len(_MAGIC) + 8
+        self.header: dict[str, Any] = json.loads(self._map[at : at + length])
+        count, parts = self.header["count"], self.header["members"]
+        at += length
+        self._ends = np.frombuffer(self._map, "<i8", count, at)
+        self._members = np.frombuffer(self._map, "<i8", 3 * parts, at + 8 * count).reshape(parts, 3)
+        self._key_ends = np.frombuffer(self._map, "<i8", count, at + 8 * count + 24 * parts)
+        self._keys = at + 16 * count + 24 * parts
+
+    def parts(self, member: int) -> list[Part]:
+        first = int(self._ends[member - 1]) if member else 0
+        rows = self._members[first : int(self._ends[member])].tolist()
+        return [Part(EXTENSIONS[extension], start, stop) for extension, start, stop in rows]
+
+    def key(self, member: int) -> str:
+        first = int(self._key_ends[member - 1]) if member else 0
+        raw = self._map[self._keys + first : self._keys + int(self._key_ends[member])]
+        return raw.decode("utf-8", errors="replace")
+
+
+def describe_shard(path: Path) -> Shard | None:
+    """A local shard by the sidecar beside it, None if there is none or it is of another file."""
+    url = str(path.absolute())
+    return from_sidecar(url, path.with_name(f"{path.name}.idx")) if path.is_file() else None
+
+
+def from_sidecar(url: str, sidecar: Path) -> Shard | None:
+    """A shard by its sidecar, None if there is none or the shard is another or a newer one."""
+    if not sidecar.is_file():
+        return None
+    header = Sidecar(sidecar).header
+    if header["url"] != url or header["modified"] != _modified(url):
+        return None
+    return Shard(url, header["count"], header["bytes"], header["sha256"], sidecar)
+
+
+def scan(url: str, sidecar: Path) -> Shard:
+    """Reads a shard once from end to end and writes its sidecar, atomically.
+
+    Raises:
+        UserError: the shard is damaged or cannot be read.
+    """
+    try:
+        samples, header = source.retry(f"`{url}`", lambda: _scan(url))
+        _write(sidecar, samples, header)
+        return Shard(url, len(samples), header["bytes"], header["sha256"], sidecar)
+    except source.ReadError as failure:
+        raise UserError(str(failure)) from None
+    except DamagedTarError as damage:
+        raise UserError(f"`{url}` is no whole tar: {damage}. Write it again, or leave it out of the list") from None
+    except AmbiguousSampleError as failure:
+        raise UserError(f"`{url}`: {failure}") from None
+    except OSError as failure:
+        raise UserError(
+            f"cannot write the index `{sidecar}`: {failure.strerror}; free some room, or name another folder "
+            "by data.index_dir"
+        ) from None
+
+
+def _scan(url: str) -> tuple[list[Sample], dict[str, Any]]:
+    """(samples, header) of a shard's sidecar."""
+    before = _modified(url)
+    with source.stream(url) as read:
+        digest, size = hashlib.sha256(), 0
+
+        def hashed(count: int) -> bytes:
+            nonlocal size
+            data = read(count)
+            digest.update(data)
+            size += len(data)
+            return data
+
+        samples = group(members(hashed))
+    return samples, {"url": url, "bytes": size, "sha256": digest.hexdigest(), "modified": before}
+
+
+def _write(path: Path, samples: Sequence[Sample], header: dict[str, Any]) -> None:
+    """Writes a sidecar beside its place and renames it, so that one that is there is whole."""
+    keys = [key.encode("utf-8", errors="replace") for key, _ in samples]
+    rows = [row for _, parts in samples for row in parts]
+    text = json.dumps(header | {"count": len(samples), "members": len(rows)}).encode()
+    text += b" " * (-len(text) % 8)
+    arrays = [
+        np.cumsum([len(parts) for _, parts in samples]),
+        np.array(rows).reshape(-1, 3),
+        np.cumsum([len(key) for key in keys]),
+    ]
+    body = b"".join(array.astype("<i8").tobytes() for array in arrays)
+    replace_file(path, _MAGIC + struct.pack("<q", len(text)) + text + body + b"".join(keys))
+
+
+def _modified(url: str) -> int | None:
+    """When a local shard was last written (ns), None for others."""
+    return os.stat(url).st_mtime_ns if source.is_local(url) else None
