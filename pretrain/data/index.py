@@ -67,20 +67,21 @@ class Index:
         return self._sidecars[shard]
 
 
-def open_index(urls: Sequence[str], index_dir: str | None = None) -> Index:
+def open_index(urls: Sequence[str], index_dir: str | None = None, prefix: str = "data.") -> Index:
     """The index of shards: from beside them, from the cache, or built now with a progress bar.
 
     Args:
         urls: the shards, as `source.expand` gives them.
         index_dir: where to keep what is built; None means `~/.cache/pretrain/index`. A folder named by the digest of
             the list is made in it.
+        prefix: what keys begin with where a mistake's advice names them: `data.` in a run, nothing in a script.
 
     Raises:
         UserError: shards are damaged or cannot be read (all of them are named), or the cache cannot be written.
     """
     urls, known, foreign = _known(urls)
     if foreign:
-        known.update(_cached(foreign, _cache(foreign, index_dir)))
+        known.update(_cached(foreign, _cache(foreign, index_dir), prefix))
     return Index([known[url] for url in urls])
 
 
@@ -156,19 +157,19 @@ def _listed(folder: Path) -> tuple[dict[str, dict[str, Any]], bool]:
         return {}, False
 
 
-def _cached(urls: Sequence[str], folder: Path) -> dict[str, Shard]:
+def _cached(urls: Sequence[str], folder: Path, prefix: str) -> dict[str, Shard]:
     """Shards from sidecars in `folder`; what is missing there, or older than its shard, is scanned."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
         raise UserError(
-            f"cannot write the index to `{folder}` ({failure.strerror}): name another folder by data.index_dir"
+            f"cannot write the index to `{folder}` ({failure.strerror}): name another folder by {prefix}index_dir"
         ) from None
     sidecars = _sidecars(urls, folder)
     shards = {url: shard for url in urls if (shard := from_sidecar(url, sidecars[url])) is not None}
     missing = [url for url in urls if url not in shards]
     if missing:
-        for shard in _scan_all({url: sidecars[url] for url in missing}):
+        for shard in _scan_all({url: sidecars[url] for url in missing}, prefix):
             shards[shard.url] = shard
     return shards
 
@@ -189,13 +190,13 @@ def _safe_name(url: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", url.rstrip("/").rpartition("/")[2].partition("?")[0])
 
 
-def _scan_all(sidecars: dict[str, Path]) -> list[Shard]:
+def _scan_all(sidecars: dict[str, Path], prefix: str) -> list[Shard]:
     """Scans shards several at a time, and reports all that are damaged in one message."""
     mistakes = []
 
     def attempt(url: str) -> Shard | None:
         try:
-            return scan(url, sidecars[url])
+            return scan(url, sidecars[url], prefix)
         except UserError as mistake:
             mistakes.append(str(mistake))
             return None

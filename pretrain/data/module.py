@@ -147,18 +147,15 @@ def fitted(shuffle: Shuffle, index: Index) -> Shuffle:
 def open_shards(
     patterns: Patterns | None, index_dir: str | None = None, allow_pipe: bool = False, prefix: str = "data."
 ) -> Index:
-    """The index of the shards that patterns stand for. `prefix` goes before the keys that a mistake's advice names.
+    """The index of the shards that patterns stand for; `prefix` as for `source.expand`.
 
     Raises:
         UserError: there are none, or they cannot be read.
     """
-    shards, mistakes = source.expand(patterns or [], allow_pipe)
+    shards, mistakes = source.expand(patterns or [], allow_pipe, prefix)
     if mistakes or not shards:
-        raise UserError("\n".join(mistakes).replace("data.allow_pipe", f"{prefix}allow_pipe") or "no shards are named")
-    try:
-        index = open_index(shards, index_dir)
-    except UserError as mistake:
-        raise UserError(str(mistake).replace("data.index_dir", f"{prefix}index_dir")) from None
+        raise UserError("\n".join(mistakes) or "no shards are named")
+    index = open_index(shards, index_dir, prefix)
     if not index.num_samples:
         raise UserError(f"`{patterns}`: there is no image in any of the {len(shards)} shards")
     return index

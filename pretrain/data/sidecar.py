@@ -99,8 +99,8 @@ def from_sidecar(url: str, sidecar: Path) -> Shard | None:
     return Shard(url, header["count"], header["bytes"], header["sha256"], sidecar)
 
 
-def scan(url: str, sidecar: Path) -> Shard:
-    """Reads a shard once from end to end and writes its sidecar, atomically.
+def scan(url: str, sidecar: Path, prefix: str = "data.") -> Shard:
+    """Reads a shard once from end to end and writes its sidecar, atomically; `prefix` as for `source.expand`.
 
     Raises:
         UserError: the shard is damaged or cannot be read.
@@ -118,7 +118,7 @@ def scan(url: str, sidecar: Path) -> Shard:
     except OSError as failure:
         raise UserError(
             f"cannot write the index `{sidecar}`: {failure.strerror}; free some room, or name another folder "
-            "by data.index_dir"
+            f"by {prefix}index_dir"
         ) from None
 
 

@@ -40,13 +40,16 @@ class ReadError(OSError):
     """A shard could not be read, however often it was tried."""
 
 
-def expand(patterns: str | Sequence[str], allow_pipe: bool = False) -> tuple[list[str], list[str]]:
+def expand(
+    patterns: str | Sequence[str], allow_pipe: bool = False, prefix: str = "data."
+) -> tuple[list[str], list[str]]:
     """The shards that patterns stand for, and what is wrong with the patterns.
 
     Args:
         patterns: one or a list of: a folder (all `*.tar` in it), a file, a glob, an http(s) URL, a `pipe:` command; all
             but folders and globs may hold WebDataset braces, `{000000..000015}` or `{a,b}`.
         allow_pipe: whether `pipe:` commands, which run in a shell, are allowed.
+        prefix: what keys begin with where a mistake's advice names them: `data.` in a run, nothing in a script.
 
     Returns:
         (shards, mistakes), shards in the order of the patterns, each pattern's own sorted.
@@ -59,7 +62,7 @@ def expand(patterns: str | Sequence[str], allow_pipe: bool = False) -> tuple[lis
         except UnbalancedBracesError:
             mistakes.append(f"`{pattern}` has unbalanced braces")
             continue
-        found, lines = _expand_one(pattern, words, allow_pipe)
+        found, lines = _expand_one(pattern, words, allow_pipe, prefix)
         shards += found
         mistakes += lines
     places = [os.path.realpath(shard) if is_local(shard) else shard for shard in shards]
@@ -71,11 +74,10 @@ def expand(patterns: str | Sequence[str], allow_pipe: bool = False) -> tuple[lis
     return shards, mistakes
 
 
-def _expand_one(pattern: str, words: list[str], allow_pipe: bool) -> tuple[list[str], list[str]]:
+def _expand_one(pattern: str, words: list[str], allow_pipe: bool, prefix: str) -> tuple[list[str], list[str]]:
     if pattern.startswith("pipe:"):
-        return (
-            (words, []) if allow_pipe else ([], [f"`{pattern}` runs a shell command: allow it by data.allow_pipe=true"])
-        )
+        refusal = f"`{pattern}` runs a shell command: allow it by {prefix}allow_pipe=true"
+        return (words, []) if allow_pipe else ([], [refusal])
     if is_remote(pattern):
         try:
             hosts = [urlsplit(word).hostname for word in words]
@@ -86,7 +88,7 @@ def _expand_one(pattern: str, words: list[str], allow_pipe: bool) -> tuple[list[
         scheme = pattern.split("://")[0]
         return [], [
             f"`{pattern}`: {scheme}:// is not supported; use http(s), or a command that writes the tar: "
-            "'pipe:…' with data.allow_pipe=true"
+            f"'pipe:…' with {prefix}allow_pipe=true"
         ]
     found, missing = [], []
     for word in words:

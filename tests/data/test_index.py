@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,13 @@ def test_moving_the_shards_does_not_change_the_digest(tmp_path: Path) -> None:
     assert one.digest == other.digest
 
 
-def test_an_index_that_cannot_be_written_is_not_called_a_bad_shard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["data.", ""])
+def test_an_index_that_cannot_be_written_is_not_called_a_bad_shard(tmp_path: Path, prefix: str) -> None:
     paths, before = write_shards(tmp_path / "d", [2]), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
     try:
-        with pytest.raises(UserError, match=r"cannot write the index .* data\.index_dir"):
-            open_index(paths, str(tmp_path / "i"))
+        with pytest.raises(UserError, match=rf"cannot write the index .* by {re.escape(prefix)}index_dir"):
+            open_index(paths, str(tmp_path / "i"), prefix)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -144,7 +146,8 @@ def test_an_index_json_of_somebody_else_is_ignored(tmp_path: Path) -> None:
         assert open_index(paths, str(tmp_path / "i")).counts == [2]
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["data.", ""])
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, prefix: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write the index .* data\.index_dir"):
-        open_index(write_shards(tmp_path / "d", [1]), str(tmp_path / "file"))
+    with pytest.raises(UserError, match=rf"cannot write the index .* by {re.escape(prefix)}index_dir"):
+        open_index(write_shards(tmp_path / "d", [1]), str(tmp_path / "file"), prefix)
