@@ -113,24 +113,38 @@ class Frozen:
             replace_file(Path(out), json.dumps(result, indent=1).encode())
 
 
-def open_probe_data(
-    train: Patterns, val: Patterns, out: str | None, index_dir: str | None, allow_pipe: bool, num_workers: int
-) -> tuple[Index, Index]:
-    """The shards of a probe, once it is clear that its result can be written.
+@dataclass(frozen=True)
+class ProbeArguments:
+    """What every probe is told: which encoder, on which shards, and where its result goes."""
+
+    checkpoint: str
+    train: Patterns
+    val: Patterns
+    out: str | None = None
+    pool: Pool | None = None
+    weights: Weights = "trained"
+    num_workers: int = 4
+    index_dir: str | None = None
+    allow_pipe: bool = False
+
+
+def open_probe_data(a: ProbeArguments) -> tuple[Index, Index]:
+    """The train and val shards of a probe, once it is clear that its result can be written.
 
     Raises:
         UserError: the shards cannot be read, or `out` cannot be written.
     """
-    if num_workers < 0:
-        raise UserError(f"num_workers={num_workers}: must be at least 0")
-    if out is not None:
+    if a.num_workers < 0:
+        raise UserError(f"num_workers={a.num_workers}: must be at least 0")
+    if a.out is not None:
         try:
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
+            Path(a.out).parent.mkdir(parents=True, exist_ok=True)
         except OSError as failure:
-            raise UserError(f"out={out}: {failure.strerror}") from None
-        if Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK):
-            raise UserError(f"out={out}: must be a file that can be written")
-    return tuple(open_shards(patterns, index_dir, allow_pipe, prefix="") for patterns in (train, val))  # type: ignore[return-value]
+            raise UserError(f"out={a.out}: {failure.strerror}") from None
+        if Path(a.out).is_dir() or not os.access(Path(a.out).parent, os.W_OK):
+            raise UserError(f"out={a.out}: must be a file that can be written")
+    train, val = (open_shards(patterns, a.index_dir, a.allow_pipe, prefix="") for patterns in (a.train, a.val))
+    return train, val
 
 
 def default_device() -> torch.device:
@@ -175,8 +189,30 @@ def _from_run(path: Path, weights: Weights) -> Frozen:
         objective.load_state_dict(saved["objective"])
         step = saved["step"]
     run_id, view = json.loads((path / "run.json").read_text(encoding="utf-8"))["run_id"], objective.views[0]
-    card = Card("", run_id, step, plain["encoder"], asdict(view), objective.pool)
-    return Frozen(objective.encoder_for_export.eval(), view, objective.pool, card)
+    encoder, arguments = after_pretraining(objective.encoder_for_export, plain["encoder"])
+    card = Card("", run_id, step, arguments, asdict(view), objective.pool)
+    return Frozen(encoder.eval(), view, objective.pool, card)
+
+
+def after_pretraining(encoder: Encoder, arguments: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder as it is used once it is pretrained: the same weights, some other arguments of its constructor.
+
+    Args:
+        encoder: pretrained.
+        arguments: `_target_` and arguments that it was built from.
+
+    Returns:
+        The encoder, and what it is built from. What served pretraining alone is left out, and the log names it.
+    """
+    if not encoder.after_pretraining:
+        return encoder, arguments
+    arguments = arguments | encoder.after_pretraining
+    built: Encoder = instantiate(arguments)
+    left = built.load_state_dict(encoder.state_dict(), strict=False)
+    assert not left.missing_keys
+    if left.unexpected_keys:
+        log.info("left out, since it served pretraining alone: %s", ", ".join(left.unexpected_keys))
+    return built, arguments
 
 
 def _refuse(path: Path, mistakes: list[str]) -> None:

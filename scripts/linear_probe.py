@@ -20,36 +20,24 @@ from tqdm import tqdm
 
 from pretrain.arguments import script
 from pretrain.data.index import Index
-from pretrain.data.module import Patterns
-from pretrain.frozen import Frozen, Weights, default_device, load, open_probe_data
+from pretrain.frozen import Frozen, ProbeArguments, default_device, load, open_probe_data
 from pretrain.probe import linear, paper
-from pretrain.probe.features import Pool
 from pretrain.records import UserError
 
 
 @dataclass(frozen=True)
-class Arguments:
-    checkpoint: str
-    train: Patterns
-    val: Patterns
-    out: str | None = None
+class Arguments(ProbeArguments):
     protocol: Literal["closed", "paper"] = "closed"
-    pool: Pool | None = None
-    weights: Weights = "trained"
     batch_size: int = 16384
     epochs: int = 90
     warmup_epochs: int = 10
     base_lr: float = 0.1
     classes: int | None = None
     seed: int = 0
-    num_workers: int = 4
-    index_dir: str | None = None
-    allow_pipe: bool = False
 
 
-def main(arguments: Arguments) -> None:
-    a = arguments
-    indexes = open_probe_data(a.train, a.val, a.out, a.index_dir, a.allow_pipe, a.num_workers)
+def main(a: Arguments) -> None:
+    indexes = open_probe_data(a)
     micro = micro_batch(a, indexes[0].num_samples) if a.protocol == "paper" else 0
     frozen = load(Path(a.checkpoint), a.weights)
     protocol = asdict(a) | {"pool": a.pool or frozen.pool}
