@@ -119,6 +119,8 @@ def run_of(cfg: DictConfig) -> Run:
     log.info(
         "%s\nattention %s, precision %s", sizes, kernel_for(hardware.device.type, hardware.dtype), hardware.precision
     )
+    for note in objective.encoder_for_export.notes:
+        log.warning("%s", note)
     batches = data.batches(cfg.seed, state.samples_seen, sizes.micro_batch, objective.views)
     return Run(folder, state, clock, stop, module, trainer, Feed(batches, state))
 

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     CROP = 5  # crop boxes; number = g
     FLIP = 6
     MASK = 7
+    DROP_PATH = 8  # number = that of a row, index = 2 × block + branch
 
 
 def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:

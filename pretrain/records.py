@@ -72,6 +72,17 @@ class Batch:
         return replace(self, views=views, g=self.g.pin_memory(), labels=self.labels.pin_memory())
 
 
+@dataclass(frozen=True)
+class Randomness:
+    """What random decisions about the rows of a batch are keyed by: the run's seed, and a number for each row.
+
+    `number` [B] int64 is the sample's g; of view v of several, g + v·2⁴⁸.
+    """
+
+    seed: int
+    number: Tensor
+
+
 @dataclass
 class Tokens:
     """What an encoder makes of images.

@@ -86,17 +86,56 @@ def test_recipes_are_the_published_ones(experiment: str, encoder: dict[str, int]
     """Every number of PRETRAIN.md and of the paper's table 8."""
     cfg = plain(composed([f"+experiment={experiment}"]))
     shared = {"img_size": 224, "in_chans": 3, "mlp_ratio": 4.0, "qkv_bias": True, "norm_eps": 1e-6}
+    shared |= {"drop_path": 0.0, "drop_path_mode": "sample"}
     assert cfg["encoder"] == {"_target_": "pretrain.encoder.vit.ViT"} | shared | encoder
-    assert cfg["global_batch_size"] == 4096
     assert cfg["base_lr"] == 1.5e-4
     assert (cfg["epochs"], cfg["warmup_epochs"]) == (800, 40)
+    objective = cfg["objective"]
+    assert (objective["mask_ratio"], objective["norm_pix"], objective["pixel_order"]) == (0.75, True, "hwc")
+    assert objective["decoder"]["position"] == "fixed"
+    shared_by_mae_recipes(cfg)
+
+
+@pytest.mark.parametrize(
+    ("size", "embed_dim", "num_heads", "stages", "drop_path"),
+    [
+        ("tiny", 96, 1, [1, 2, 7, 2], 0.0),
+        ("small", 96, 1, [1, 2, 11, 2], 0.0),
+        ("base", 96, 1, [2, 3, 16, 3], 0.2),
+        ("base_plus", 112, 2, [2, 3, 16, 3], 0.2),
+        ("large", 144, 2, [2, 6, 36, 4], 0.2),
+        ("huge", 256, 4, [2, 6, 36, 4], 0.3),
+    ],
+)
+def test_hiera_recipes_are_the_published_ones(
+    size: str, embed_dim: int, num_heads: int, stages: list[int], drop_path: float
+) -> None:
+    """The paper's appendix, and for the learning rate 8e-4 at a batch of 4096."""
+    overrides = [f"+experiment=mae_hiera_{size}"]
+    cfg, sizes = plain(composed(overrides)), plan(composed(overrides), num_samples=1281167, devices=64)
+    shared = {"img_size": 224, "in_chans": 3, "mlp_ratio": 4.0, "norm_eps": 1e-6, "q_pool": 2, "mask_unit_size": 8}
+    shared |= {"mask_unit_attn": [True, True, False, False], "patch_kernel": 7, "patch_stride": 4, "patch_padding": 3}
+    shared |= {"multi_scale_fusion": True, "position": "absolute", "global_pos_size": 14, "drop_path_mode": "sample"}
+    mine = {"embed_dim": embed_dim, "num_heads": num_heads, "stages": stages, "drop_path": drop_path}
+    assert cfg["encoder"] == {"_target_": "pretrain.encoder.hiera.Hiera"} | shared | mine
+    assert sizes.lr == pytest.approx(8e-4)
+    assert (cfg["epochs"], cfg["warmup_epochs"]) == (1600, 40)
+    objective = cfg["objective"]
+    assert (objective["mask_ratio"], objective["norm_pix"], objective["pixel_order"]) == (0.6, True, "chw")
+    assert objective["decoder"]["position"] == "learned"
+    alone = plain(composed([f"encoder=hiera_{size}"]))["encoder"]
+    assert alone == cfg["encoder"] | {"q_pool": 3, "multi_scale_fusion": False, "drop_path": 0.0}
+    shared_by_mae_recipes(cfg)
+
+
+def shared_by_mae_recipes(cfg: dict[str, Any]) -> None:
+    assert cfg["global_batch_size"] == 4096
     assert cfg["clip_grad_norm"] is None
     assert cfg["optim"]["_target_"] == "torch.optim.AdamW"
     assert cfg["optim"]["betas"] == [0.9, 0.95]
     assert cfg["optim"]["weight_decay"] == 0.05
     assert cfg["schedule"]["lr"]["final"] == 0.0
     objective = cfg["objective"]
-    assert (objective["mask_ratio"], objective["norm_pix"], objective["pixel_order"]) == (0.75, True, "hwc")
     decoder = objective["decoder"]
     assert (decoder["embed_dim"], decoder["depth"], decoder["num_heads"]) == (512, 8, 16)
     view = objective["view"]

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.encoder.encoder import Encoder
-from pretrain.nn.block import Block
+from pretrain.nn.block import Block, block_problems
+from pretrain.nn.drop_path import Mode, draws, drop_path_notes, drop_path_problems, drop_paths
 from pretrain.nn.initialize import initialize
 from pretrain.nn.patch import PatchEmbed, grid_of
 from pretrain.nn.position import resize_table, sincos_2d
-from pretrain.records import Problem, Tokens, refuse
+from pretrain.records import Problem, Randomness, Tokens, refuse
 
 
 class ViT(Encoder):
@@ -32,6 +33,8 @@ class ViT(Encoder):
         mlp_ratio: hidden width of a block's MLP over `embed_dim`.
         qkv_bias: whether query, key and value have a bias.
         norm_eps: ε of the layer norms.
+        drop_path: probability to leave out a branch of the last block; it grows evenly from 0 at the first.
+        drop_path_mode: `sample` or `subset`, see `pretrain.nn.drop_path.DropPath`.
 
     Raises:
         ValueError: `img_size` is no multiple of `patch_size`, the heads do not divide the width, …
@@ -48,22 +51,30 @@ class ViT(Encoder):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         norm_eps: float = 1e-6,
+        drop_path: float = 0.0,
+        drop_path_mode: Mode = "sample",
     ) -> None:
         super().__init__()
-        refuse(self, self.problems(img_size, patch_size, embed_dim, depth, num_heads, in_chans, mlp_ratio))
+        refuse(self, self.problems(img_size, patch_size, embed_dim, depth, num_heads, in_chans, mlp_ratio, drop_path))
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size = (height, width)
         self.in_chans = in_chans
         self.embed_dim = embed_dim
         self.mask_unit = self.token_size = patch_size
         self.has_cls = True
+        self.after_pretraining = {}
+        self.notes = drop_path_notes(drop_path, drop_path_mode)
+        self.drop_path = drop_path
         self.grid = (height // patch_size, width // patch_size)
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         table = torch.empty(1, 1 + self.grid[0] * self.grid[1], embed_dim)
         self.pos_embed = nn.Parameter(table, requires_grad=False)  # its first row, the class token's, is zero
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_eps, drop)
+            for drop in drop_paths(drop_path, drop_path_mode, depth)
+        )
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         if self.pos_embed.device.type != "meta":
             self.init_weights(seed=0)
@@ -77,12 +88,13 @@ class ViT(Encoder):
         num_heads: int,
         in_chans: int,
         mlp_ratio: float,
+        drop_path: float,
         **_: object,
     ) -> Iterator[Problem]:
+        yield from block_problems(embed_dim, depth, num_heads, mlp_ratio)
+        yield from drop_path_problems(drop_path)
         if in_chans < 1:
             yield "in_chans", "must be at least 1"
-        if embed_dim * mlp_ratio < 1:
-            yield "mlp_ratio", "must be positive"
         sides = [img_size] if isinstance(img_size, int) else list(img_size)
         if len(sides) not in (1, 2):
             yield "img_size", "must be one number or [height, width]"
@@ -90,28 +102,36 @@ class ViT(Encoder):
             yield "patch_size", "must be at least 1"
         elif any(side < 1 or side % patch_size for side in sides):
             yield "img_size", f"must be a positive multiple of `patch_size` (={patch_size})"
-        if depth < 1:
-            yield "depth", "must be at least 1"
-        if num_heads < 1 or embed_dim % num_heads:
-            yield "num_heads", f"must divide `embed_dim` (={embed_dim})"
-        if embed_dim < 4 or embed_dim % 4:
-            yield "embed_dim", "must be a multiple of 4, for the position table"
 
-    def forward(self, images: Tensor, visible_ids: Tensor | None = None) -> Tokens:
+    def forward(
+        self, images: Tensor, visible_ids: Tensor | None = None, randomness: Randomness | None = None
+    ) -> Tokens:
         x, grid = self._embed(images, visible_ids)
-        for block in self.blocks:
-            x = block(x)
+        drawn = draws(self.drop_path, len(self.blocks), randomness) if self.training else None
+        for number, block in enumerate(self.blocks):
+            x = block(x, draw=None if drawn is None else drawn[:, number])
         return self._tokens(x, grid)
 
     def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        states, grid = self._states(images, blocks)
+        return [self._tokens(x, grid) for x in states]
+
+    def feature_maps(self, images: Tensor, blocks: Sequence[int] | None = None) -> list[Tensor]:
+        depth = len(self.blocks)
+        even = [max(0, depth * quarter // 4 - 1) for quarter in range(1, 5)]
+        states, grid = self._states(images, even if blocks is None else blocks)
+        return [x[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2) for x in states]
+
+    def _states(self, images: Tensor, blocks: Sequence[int]) -> tuple[list[Tensor], tuple[int, int]]:
+        """The tokens [B, 1 + L, D] after each of the blocks, and their grid."""
         x, grid = self._embed(images, None)
         wanted = [block % len(self.blocks) for block in blocks]
         states = {}
         for number, block in enumerate(self.blocks):
             x = block(x)
             if number in wanted:
-                states[number] = self._tokens(x, grid)
-        return [states[number] for number in wanted]
+                states[number] = x
+        return [states[number] for number in wanted], grid
 
     def _embed(self, images: Tensor, visible_ids: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         grid = grid_of(images, self.mask_unit)
@@ -127,6 +147,9 @@ class ViT(Encoder):
 
     def fsdp_units(self) -> list[nn.Module]:
         return list(self.blocks)
+
+    def no_decay(self) -> set[str]:
+        return set()
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -1,6 +1,7 @@
 """Weights as the original repositories store them.
 
-facebookresearch/mae keeps encoder and decoder in one flat module; its encoder's names are timm's, hence ours.
+facebookresearch/mae and facebookresearch/hiera keep encoder and decoder in one flat module; their encoders' names are
+ours. Every key is accounted for: what is unknown is refused, and what an encoder alone leaves out is said.
 """
 
 from __future__ import annotations
@@ -12,49 +13,82 @@ from torch import Tensor
 
 from pretrain.nn.position import sincos_2d
 
-_DECODER = (
-    (r"mask_token", r"decoder.mask_token"),
-    (r"decoder_embed\.(.+)", r"decoder.embed.\1"),
-    (r"decoder_blocks\.(.+)", r"decoder.blocks.\1"),
-    (r"decoder_norm\.(.+)", r"decoder.norm.\1"),
-    (r"decoder_pred\.(.+)", r"decoder.pred.\1"),
-)
-_ENCODER = r"(?:cls_token|pos_embed|patch_embed\.proj\..+|blocks\..+|norm\..+)"
+_DECODER = {
+    "mask_token": "decoder.mask_token",
+    "decoder_pos_embed": "decoder.pos_embed",
+    r"decoder_(embed|blocks|norm|pred)\.(.+)": r"decoder.\1.\2",
+}
+_VIT = {r"((?:cls_token|pos_embed|patch_embed\.proj\..+|blocks\..+|norm\..+))": r"encoder.\1"}
+_HIERA = {
+    r"((?:pos_embed|pos_embed_win|patch_embed\.proj\..+|blocks\..+|norm\..+))": r"encoder.\1",
+    r"(multi_scale_fusion_heads\..+)": r"encoder.\1",
+    r"encoder_norm\.(.+)": r"encoder.norm.\1",  # of the autoencoder, after fusion
+}
+_HEAD = r"head\.projection\.(?:weight|bias)"
 
 
 def mae_from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of our `MAE` from that of the official `MaskedAutoencoderViT`.
+    """The state of our `MAE` with a `ViT` from that of the official `MaskedAutoencoderViT`.
 
     Raises:
         ValueError: a key is unknown, or the fixed position table of the decoder is not the fixed table.
     """
-    ours = {}
-    for key, tensor in state.items():
-        if key == "decoder_pos_embed":
-            _require_fixed_table(tensor)
-            continue
-        ours[_to_ours(key)] = tensor
+    ours = {_rename(key, _VIT | _DECODER, "MAE"): tensor for key, tensor in state.items()}
+    if (table := ours.pop("decoder.pos_embed", None)) is not None:
+        _require_fixed_table(table)
     return ours
 
 
 def mae_to_official(state: dict[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
     """The inverse of `mae_from_official`; `grid` is the (rows, columns) of patches the decoder's table is made for."""
-    official = {_to_official(key): tensor for key, tensor in state.items()}
+    official = {_flat(key): tensor for key, tensor in state.items()}
     table = sincos_2d(grid, official["mask_token"].shape[-1])
     official["decoder_pos_embed"] = torch.cat([torch.zeros_like(table[:1]), table])[None]
     return official
 
 
-def _to_ours(key: str) -> str:
-    for pattern, replacement in _DECODER:
+def hiera_mae_from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of our `MAE` with a fusing `Hiera` and learned positions from the official `MaskedAutoencoderHiera`'s.
+
+    Raises:
+        ValueError: a key is unknown.
+    """
+    return {_rename(key, _HIERA | _DECODER, "Hiera"): tensor for key, tensor in state.items()}
+
+
+def hiera_mae_to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `hiera_mae_from_official`."""
+    return {re.sub(r"^norm\.", "encoder_norm.", _flat(key)): tensor for key, tensor in state.items()}
+
+
+def hiera_from_official(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The state of our `Hiera`, without fusion, from that of the official `Hiera` or `MaskedAutoencoderHiera`.
+
+    Returns:
+        The state, and the keys that are left out: a classification head, or fusion and decoder.
+
+    Raises:
+        ValueError: a key is unknown.
+    """
+    left = [key for key in state if re.fullmatch(_HEAD, key)]
+    ours = {key: _rename(key, _HIERA | _DECODER, "Hiera") for key in state if key not in left}
+    left += [key for key, name in ours.items() if re.match(r"decoder\.|encoder\.multi_scale_fusion", name)]
+    return {name.removeprefix("encoder."): state[key] for key, name in ours.items() if key not in left}, left
+
+
+def hiera_to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of the official `Hiera` but for its classification head, from that of our `Hiera` without fusion."""
+    return dict(state)
+
+
+def _rename(key: str, renames: dict[str, str], system: str) -> str:
+    for pattern, replacement in renames.items():
         if match := re.fullmatch(pattern, key):
             return match.expand(replacement)
-    if re.fullmatch(_ENCODER, key):
-        return f"encoder.{key}"
-    raise ValueError(f"`{key}` is no key of an official MAE checkpoint")
+    raise ValueError(f"`{key}` is no key of an official {system} checkpoint")
 
 
-def _to_official(key: str) -> str:
+def _flat(key: str) -> str:
     if key.startswith("encoder."):
         return key.removeprefix("encoder.")
     if key == "decoder.mask_token":

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 
+class DefaultConv2d(nn.Conv2d):
+    """A convolution whose initial weights are torch's default, uniform within ± 1/√fan-in."""
+
+
 def generator_for(seed: int, name: str) -> torch.Generator:
     """A CPU generator that depends on the seed and the name alone."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
@@ -22,8 +26,9 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 def initialize(module: nn.Module, seed: int, scope: str = "") -> None:
     """Fills all parameters of `module` that are trained; those that are not (fixed tables) are their owner's business.
 
-    Matrices: Xavier uniform over all but the first dimension. Tokens: normal, σ = 0.02. Norms: 1 and 0. Biases: 0, but
-    those of a convolution, which keep torch's default, uniform within ± 1/√fan-in, as the original left them.
+    Matrices: Xavier uniform over all but the first dimension. Tokens and learned position tables: normal, σ = 0.02.
+    Norms: 1 and 0. Biases: 0, but those of a convolution, which keep torch's default, uniform within ± 1/√fan-in, as
+    the originals left them; so do the weights of a `DefaultConv2d`.
 
     `scope` goes before the parameters' names: two modules of one model need different ones, or what has the same name
     in both would have the same weights.
@@ -37,9 +42,9 @@ def initialize(module: nn.Module, seed: int, scope: str = "") -> None:
 
 
 def _fill(draw: Tensor, owner: nn.Module, name: str, generator: torch.Generator) -> None:
-    if name.endswith("_token"):
+    if name.endswith("_token") or name.startswith("pos_embed"):
         draw.normal_(std=0.02, generator=generator)
-    elif name == "bias" and isinstance(owner, nn.Conv2d):
+    elif isinstance(owner, DefaultConv2d) or (name == "bias" and isinstance(owner, nn.Conv2d)):
         bound = owner.weight[0].numel() ** -0.5
         draw.uniform_(-bound, bound, generator=generator)
     elif name == "bias":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pretrain.records import Problem
 
 PixelOrder = Literal["chw", "hwc"]
 
@@ -70,3 +73,66 @@ class PatchEmbed(nn.Module):
         """[B, C, H, W] → [B, K, D], the patches `ids` [B, K] or all of them."""
         patches = patchify(images, self.patch_size, ids)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class OverlappingPatchEmbed(nn.Module):
+    """A convolution whose kernel is wider than its stride, of all tokens or of those in visible mask units alone.
+
+    What is masked is black to it: a token at the border of a visible unit sees zeros where a masked neighbour's pixels
+    were, as at the border of the image. That equals the original's way, to convolve a whole image with masked pixels
+    set to zero (facebookresearch/hiera, `do_masked_conv`), and costs what the visible units cost.
+
+    Args:
+        kernel, stride, padding: of the convolution, in pixels; `problems` says which fit each other.
+        in_chans: channels of an image.
+        embed_dim: width of a token.
+    """
+
+    def __init__(self, kernel: int, stride: int, padding: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=kernel, stride=stride, padding=padding)
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+
+    @staticmethod
+    def problems(patch_kernel: int, patch_stride: int, patch_padding: int) -> Iterator[Problem]:
+        if patch_stride < 1:
+            yield "patch_stride", "must be at least 1"
+        elif not patch_kernel - patch_stride <= 2 * patch_padding < patch_kernel:
+            yield (
+                "patch_padding",
+                f"must make one token of `patch_stride` (={patch_stride}) pixels: `patch_kernel` (={patch_kernel}) − "
+                "`patch_stride` ≤ 2 × `patch_padding` < `patch_kernel`",
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """All tokens, row by row: [B, C, H, W] → [B, L, D]."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+    def visible(self, images: Tensor, visible_ids: Tensor, mask_unit: int, ids: Tensor) -> Tensor:
+        """The tokens of visible mask units.
+
+        Args:
+            images: [B, C, H, W].
+            visible_ids: [B, K], the units.
+            mask_unit: side of a unit in pixels.
+            ids: [B, N], which tokens, all inside those units.
+
+        Returns:
+            [B, N, D]
+        """
+        shown = only_visible(images, visible_ids, mask_unit)
+        after = max(0, self.kernel - self.stride - self.padding)
+        shown = F.pad(shown, (self.padding, after, self.padding, after))
+        windows = shown.unfold(2, self.kernel, self.stride).unfold(3, self.kernel, self.stride)  # [B, C, h, w, k, k]
+        samples, columns = torch.arange(len(ids), device=ids.device)[:, None], images.shape[-1] // self.stride
+        patches = windows.permute(0, 2, 3, 1, 4, 5)[samples, ids // columns, ids % columns]  # [B, N, C, k, k]
+        return F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
+
+
+def only_visible(images: Tensor, visible_ids: Tensor, mask_unit: int) -> Tensor:
+    """Images with every pixel outside the mask units `visible_ids` [B, K] set to zero, whatever it was."""
+    rows, columns = grid_of(images, mask_unit)
+    visible = torch.zeros(len(images), rows * columns, dtype=torch.bool, device=images.device)
+    visible = visible.scatter(1, visible_ids, True).view(-1, 1, rows, 1, columns, 1)
+    squares = images.view(*images.shape[:2], rows, mask_unit, columns, mask_unit)
+    return torch.where(visible, squares, 0).view_as(images)

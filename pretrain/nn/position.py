@@ -1,4 +1,4 @@
-"""Tables of position embeddings: the fixed sine–cosine table of MAE, and bicubic resizing of any table."""
+"""Tables of position embeddings: the fixed sine–cosine table of MAE, and how tables are resized."""
 
 from __future__ import annotations
 
@@ -36,3 +36,27 @@ def resize_table(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]
     image = table.unflatten(0, grid).permute(2, 0, 1)[None].float()  # [1, D, rows, columns]
     image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
     return image[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)
+
+
+def resize_windowed(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], window: int) -> Tensor:
+    """A learned table [rows·columns, D] resized to another grid for an encoder that attends inside windows.
+
+    Such an encoder learns a table that repeats itself from window to window, and stretching that breaks it (Bolya et
+    al., "Window attention is bugged", arXiv 2311.05613). So the part that repeats, the mean over all windows, is
+    repeated, and only the rest is stretched.
+
+    Args:
+        window: side in tokens; divides the sides of both grids.
+    """
+    if grid == new_grid:
+        return table
+    cells = table.view(grid[0] // window, window, grid[1] // window, window, -1)
+    repeated = cells.mean(dim=(0, 2))  # [window, window, D]
+    rest = (cells - repeated[:, None]).view_as(table)
+    return resize_table(rest, grid, new_grid) + tile(repeated, new_grid)
+
+
+def tile(window: Tensor, grid: tuple[int, int]) -> Tensor:
+    """One window's table [window, window, D], repeated over a grid: [rows·columns, D], row by row."""
+    side = window.shape[0]
+    return window.repeat(grid[0] // side, grid[1] // side, 1).flatten(0, 1)

@@ -7,13 +7,14 @@ sequence is [masked, cls, visible], and the last block computes the masked token
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.nn.block import Block
+from pretrain.nn.block import Block, block_problems
 from pretrain.nn.initialize import initialize
-from pretrain.nn.position import sincos_2d
+from pretrain.nn.position import resize_table, sincos_2d
 from pretrain.records import Problem, Tokens, refuse
 
 
@@ -23,27 +24,36 @@ class Decoder(nn.Module):
     Args:
         in_dim: width of the encoder's tokens.
         out_dim: numbers to predict for each token.
+        grid: (rows, columns) of tokens that a learned position table is made for; other grids resize it.
         embed_dim, depth, num_heads, mlp_ratio, norm_eps: of the decoder's own blocks.
+        position: table of positions, `fixed` sine–cosine as in MAE, or `learned` as in Hiera's autoencoder.
 
     Raises:
         ValueError: the heads do not divide the width, …
     """
 
+    pos_embed: nn.Parameter | None
+
     def __init__(
         self,
         in_dim: int,
         out_dim: int,
+        grid: tuple[int, int],
         embed_dim: int = 512,
         depth: int = 8,
         num_heads: int = 16,
         mlp_ratio: float = 4.0,
         norm_eps: float = 1e-6,
+        position: Literal["fixed", "learned"] = "fixed",
     ) -> None:
         super().__init__()
         refuse(self, self.problems(embed_dim, depth, num_heads, mlp_ratio))
         self.embed_dim = embed_dim
+        self.grid = grid
         self.embed = nn.Linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        learned = nn.Parameter(torch.empty(1, grid[0] * grid[1], embed_dim)) if position == "learned" else None
+        self.register_parameter("pos_embed", learned)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, True, norm_eps) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.pred = nn.Linear(embed_dim, out_dim)
@@ -52,14 +62,7 @@ class Decoder(nn.Module):
 
     @staticmethod
     def problems(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, **_: object) -> Iterator[Problem]:
-        if embed_dim * mlp_ratio < 1:
-            yield "mlp_ratio", "must be positive"
-        if depth < 1:
-            yield "depth", "must be at least 1"
-        if num_heads < 1 or embed_dim % num_heads:
-            yield "num_heads", f"must divide `embed_dim` (={embed_dim})"
-        if embed_dim < 4 or embed_dim % 4:
-            yield "embed_dim", "must be a multiple of 4, for the position table"
+        yield from block_problems(embed_dim, depth, num_heads, mlp_ratio)
 
     def forward(self, tokens: Tokens, visible_ids: Tensor, masked_ids: Tensor) -> Tensor:
         """Predictions [B, M, out_dim] for `masked_ids` [B, M], given tokens for `visible_ids` [B, K]."""
@@ -81,12 +84,17 @@ class Decoder(nn.Module):
         return torch.empty_like(ordered).scatter(1, ids[..., None].expand_as(ordered), ordered)
 
     def _sequence(self, tokens: Tokens, visible_ids: Tensor, masked_ids: Tensor) -> Tensor:
-        table = sincos_2d(tokens.grid, self.embed_dim, visible_ids.device)  # [L, D]
+        table = self._positions(tokens.grid, visible_ids.device)  # [L, D]
         parts = [self.mask_token + table[masked_ids]]
         if tokens.cls is not None:
             parts.append(self.embed(tokens.cls)[:, None])  # its position is zero
         parts.append(self.embed(tokens.patches) + table[visible_ids])
         return torch.cat(parts, dim=1)
+
+    def _positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        if self.pos_embed is None:
+            return sincos_2d(grid, self.embed_dim, device)
+        return resize_table(self.pos_embed[0], self.grid, grid)
 
     def init_weights(self, seed: int) -> None:
         initialize(self, seed, scope="decoder.")

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.encoder.encoder import Encoder
+from pretrain.nn.mask_unit import token_ids
 from pretrain.nn.patch import PixelOrder, grid_of, patchify, unpatchify
 from pretrain.objective.decoder import Decoder
-from pretrain.objective.masking import split_by_noise, token_ids
+from pretrain.objective.masking import split_by_noise
 from pretrain.objective.objective import Objective
 from pretrain.random import Purpose, uniform
-from pretrain.records import Batch, Problem, Progress, StepOutput, refuse
+from pretrain.records import Batch, Problem, Progress, Randomness, StepOutput, refuse
 from pretrain.view.spec import ViewSpec
 
 
@@ -29,7 +30,7 @@ class MAE(Objective):
 
     Args:
         encoder: what is pretrained.
-        decoder: makes the decoder, given `in_dim` and `out_dim`.
+        decoder: makes the decoder, given `in_dim`, `out_dim` and `grid`.
         view: the one view of every sample.
         mask_ratio: share of the mask units to hide.
         norm_pix: whether each patch's pixels are normalised by their own mean and variance before comparison.
@@ -65,7 +66,11 @@ class MAE(Objective):
             )
         self.views = (view,)
         self.encoder = encoder
-        self.decoder = decoder(in_dim=encoder.embed_dim, out_dim=encoder.token_size**2 * encoder.in_chans)
+        self.decoder = decoder(
+            in_dim=encoder.embed_dim,
+            out_dim=encoder.token_size**2 * encoder.in_chans,
+            grid=(height // encoder.token_size, width // encoder.token_size),
+        )
         self.mask_ratio = mask_ratio
         self.norm_pix = norm_pix
         self.pixel_order: PixelOrder = pixel_order
@@ -77,17 +82,20 @@ class MAE(Objective):
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[0][0]
-        return StepOutput(self.loss(images, *self.mask(images, batch)))
+        return StepOutput(self.loss(images, *self.mask(images, batch), Randomness(batch.seed, batch.g)))
 
     def mask(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The units of each image to show and to hide: visible_ids [B, K] and masked_ids [B, M]."""
         rows, columns = grid_of(images, self.encoder.mask_unit)
         return split_by_noise(uniform(batch.seed, Purpose.MASK, batch.g, rows * columns), self.mask_ratio)
 
-    def loss(self, images: Tensor, visible_ids: Tensor, masked_ids: Tensor) -> Tensor:
+    def loss(
+        self, images: Tensor, visible_ids: Tensor, masked_ids: Tensor, randomness: Randomness | None = None
+    ) -> Tensor:
         """The mean over masked patches of the mean squared error of their pixels: images [B, C, H, W] → scalar."""
         visible, masked = (self._token_ids(images, ids) for ids in (visible_ids, masked_ids))
-        prediction = self.decoder(self.encoder(images, visible_ids), visible, masked)  # [B, M, pixels of a patch]
+        tokens = self.encoder(images, visible_ids, randomness)
+        prediction = self.decoder(tokens, visible, masked)  # [B, M, pixels of a patch]
         target = patchify(images, self.encoder.token_size, masked, self.pixel_order)
         if self.norm_pix:
             mean, scale = self._pixel_statistics(target)
@@ -101,8 +109,9 @@ class MAE(Objective):
         return self.decoder.predict_all(self.encoder(images, visible_ids), visible, masked)
 
     def _token_ids(self, images: Tensor, unit_ids: Tensor) -> Tensor:
+        """The numbers of the tokens inside units [B, K], unit by unit: [B, K·tokens of a unit]."""
         unit, token = self.encoder.mask_unit, self.encoder.token_size
-        return token_ids(unit_ids, grid_of(images, unit), unit // token)
+        return token_ids(unit_ids, grid_of(images, unit)[1], unit // token).flatten(1)
 
     @staticmethod
     def _pixel_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +156,7 @@ class MAE(Objective):
         return [*self.encoder.fsdp_units(), *self.decoder.blocks]
 
     def no_decay(self) -> set[str]:
-        return set()
+        return {f"encoder.{name}" for name in self.encoder.no_decay()}
 
     def init_weights(self, seed: int) -> None:
         self.encoder.init_weights(seed)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pretrain.encoder.vit import ViT
+from pretrain.records import Randomness
 
 
 @pytest.fixture
@@ -42,6 +43,31 @@ def test_other_sizes_need_not_be_square(vit: ViT) -> None:
     tokens = vit(torch.randn(2, 3, 24, 8))
     assert tokens.grid == (6, 2)
     assert tokens.patches.shape == (2, 12, 24)
+
+
+def test_feature_maps_are_those_of_the_chosen_blocks(vit: ViT) -> None:
+    images = torch.randn(2, 3, 24, 8)
+    first, last = vit.feature_maps(images, [0, -1])
+    assert first.shape == last.shape == (2, 24, 6, 2)
+    torch.testing.assert_close(vit.norm(last.flatten(2).transpose(1, 2)), vit(images).patches)
+    even = ViT(img_size=16, patch_size=4, embed_dim=24, depth=8, num_heads=3).eval()
+    for one, block in zip(even.feature_maps(images), (1, 3, 5, 7), strict=True):
+        assert torch.equal(one, even.feature_maps(images, [block])[0])
+
+
+def test_drop_path_is_drawn_for_each_sample_whatever_the_batch() -> None:
+    vit = ViT(img_size=16, patch_size=4, embed_dim=24, depth=4, num_heads=3, drop_path=0.6).train()
+    images, number = torch.randn(4, 3, 16, 16), torch.tensor([3, 8, 1, 2**41])
+    together = vit(images, randomness=Randomness(5, number)).patches
+    for sample in range(4):
+        alone = vit(images[sample : sample + 1], randomness=Randomness(5, number[sample : sample + 1])).patches
+        torch.testing.assert_close(together[sample : sample + 1], alone)
+    again, other = vit.forward_views([images, images[:2]], [Randomness(5, number), Randomness(6, number[:2])])
+    assert torch.equal(again.patches, together)
+    assert not torch.allclose(other.patches, together[:2], atol=1e-3)
+    with pytest.raises(ValueError, match=r"drop_path=0\.6 while training needs `randomness`"):
+        vit(images)
+    assert not torch.allclose(vit.eval()(images).patches, together, atol=1e-3)
 
 
 def test_intermediate_ends_with_the_output(vit: ViT) -> None:
@@ -90,7 +116,7 @@ def test_built_on_the_meta_device_it_gets_the_same_weights(vit: ViT) -> None:
         ({"img_size": 225}, "`img_size` must be a positive multiple of `patch_size` \\(=16\\)"),
         ({"num_heads": 7}, "`num_heads` must divide `embed_dim` \\(=768\\)"),
         ({"img_size": [224, 100]}, "`img_size` must be a positive multiple"),
-        ({"img_size": 1, "num_heads": 5}, "img_size.*; .*num_heads"),
+        ({"img_size": 1, "num_heads": 5}, "num_heads.*; .*img_size"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_together(arguments: dict[str, int], message: str) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pretrain.nn.position import resize_table, sincos_2d
+from pretrain.nn.position import resize_table, resize_windowed, sincos_2d, tile
 
 
 def test_table_equals_its_definition() -> None:
@@ -34,3 +34,15 @@ def test_resizing_keeps_a_linear_table_linear() -> None:
     assert torch.equal(resize_table(ramp, (4, 6), (4, 6)), ramp)
     assert (big[1:] > big[:-1]).all()
     torch.testing.assert_close(big, big[:, :1].expand(8, 6))
+
+
+def test_a_windowed_table_keeps_its_windows_when_it_grows() -> None:
+    window, image = torch.randn(4, 4, 3), torch.randn(2, 2, 3)
+    steps = image.repeat_interleave(4, 0).repeat_interleave(4, 1) - image.mean((0, 1))  # constant in each window
+    table = (tile(window, (8, 8)).view(8, 8, 3) + steps).flatten(0, 1)
+    assert resize_windowed(table, (8, 8), (8, 8), 4) is table
+    grown = resize_windowed(table, (8, 8), (12, 16), 4)
+    expected = resize_table(steps.flatten(0, 1), (8, 8), (12, 16)) + tile(window, (12, 16))
+    torch.testing.assert_close(grown, expected, atol=1e-5, rtol=0)
+    stretched = resize_table(table, (8, 8), (12, 16))
+    assert (stretched - expected).abs().max() > 0.5  # what stretching all of it would give

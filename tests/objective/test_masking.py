@@ -1,11 +1,11 @@
-"""Masks: how many, which, and the tokens inside larger units."""
+"""Masks: how many, and which."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from pretrain.objective.masking import split_by_noise, token_ids
+from pretrain.objective.masking import split_by_noise
 from pretrain.random import Purpose, uniform
 
 
@@ -27,9 +27,3 @@ def test_every_unit_is_masked_equally_often() -> None:
     _, hidden = split_by_noise(noise, 0.75)
     share = hidden.flatten().bincount(minlength=16) / 8000
     assert (share - 0.75).abs().max() < 0.02  # 4 standard deviations of 8000 draws
-
-
-def test_tokens_of_larger_units() -> None:
-    ids = token_ids(torch.tensor([[0, 4]]), units=(2, 3), tokens_per_side=2)  # a grid of 4 × 6 tokens
-    assert ids.tolist() == [[0, 1, 6, 7, 14, 15, 20, 21]]
-    assert token_ids(torch.tensor([[3, 1]]), (2, 3), 1).tolist() == [[3, 1]]

@@ -1,0 +1,73 @@
+"""The order of tokens inside mask units, in which pooling is a maximum over neighbours in memory.
+
+As in Hiera (Ryali et al., arXiv 2306.00989, §3; "unroll" in its code), but unit by unit: tokens are [B, K units, T, D],
+so that attention inside a unit folds units into the batch, and attention over the image only flattens. Inside a unit
+the finest 2×2 offset comes slowest: [4, 4, …, rest], so the maximum over 2×2 squares is `view(4, T/4).max(0)`, again
+and again.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def unroll_order(side: int, levels: int, device: torch.device | str = "cpu") -> Tensor:
+    """The tokens of a unit of side² in unrolled order: [side²] int64 numbers, counted row by row.
+
+    `levels` times they can be pooled; `side` is a multiple of 2^levels. The caller must not write to the result.
+    """
+    ids = torch.arange(side * side, device="cpu").view(side, side)
+    for _ in range(levels):
+        ids = ids.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # […, rows, 2, columns, 2]
+        ids = ids.movedim((-3, -1), (-4, -3))  # […, 2, 2, rows, columns]
+    return ids.flatten().to(device)
+
+
+def cut(tokens: Tensor, units: tuple[int, int], side: int, levels: int) -> Tensor:
+    """Tokens [..., L, D], row by row over an image of `units`, as units in unrolled order: [..., U, side², D]."""
+    rows, columns = units
+    cells = tokens.unflatten(-2, (rows, side, columns, side)).transpose(-4, -3)  # [..., rows, columns, side, side, D]
+    return cells.flatten(-5, -4).flatten(-3, -2).index_select(-2, unroll_order(side, levels, tokens.device))
+
+
+def roll(tokens: Tensor, levels: int) -> Tensor:
+    """The inverse order inside each unit: [..., T, D] as unrolled with `levels` left, now row by row."""
+    if levels == 0:
+        return tokens
+    side = round(tokens.shape[-2] ** 0.5)
+    return tokens.index_select(-2, unroll_order(side, levels, tokens.device).argsort())
+
+
+def join(tokens: Tensor, units: tuple[int, int], levels: int) -> Tensor:
+    """Maps [B, rows·t, columns·t, D] of all units' tokens [B, U, t², D] as unrolled with `levels` left."""
+    side = round(tokens.shape[-2] ** 0.5)
+    cells = roll(tokens, levels).unflatten(2, (side, side)).unflatten(1, units)  # [B, rows, columns, t, t, D]
+    return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def pool(tokens: Tensor, times: int = 1) -> Tensor:
+    """The maximum over 2×2 tokens, `times` times: [B, K, T, …] → [B, K, T / 4^times, …]."""
+    for _ in range(times):
+        tokens = tokens.unflatten(2, (4, -1)).max(dim=2).values
+    return tokens
+
+
+def token_ids(unit_ids: Tensor, columns: int, side: int, levels: int = 0) -> Tensor:
+    """The numbers of the tokens of units, counted row by row over the whole image.
+
+    Args:
+        unit_ids: [B, K].
+        columns: of units in the image.
+        side: of a unit, in tokens.
+        levels: of unrolling; with 0, each unit's tokens come row by row.
+
+    Returns:
+        [B, K, side²]
+    """
+    order = unroll_order(side, levels, unit_ids.device)
+    rows = (unit_ids // columns * side)[..., None] + order // side
+    return rows * (columns * side) + (unit_ids % columns * side)[..., None] + order % side
