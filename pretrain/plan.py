@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.records import Batch, Progress, UserError
+from pretrain.records import Batch, Progress, Randomness, UserError
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,63 @@ def cost(objective: nn.Module, encoder: nn.Module, batch: Batch) -> Cost:
         encoder: the one that it exports.
         batch: prepared views of one sample, on the meta device.
     """
+    sizes = [sum(one.numel() for one in module.parameters() if one.requires_grad) for module in (encoder, objective)]
+    flops = operations(lambda: objective(batch, Progress(0, 1, 1)).loss)
+    return Cost(encoder_parameters=sizes[0], parameters=sizes[1], flops=flops)
+
+
+def operations(forward: Callable[[], Tensor]) -> int:
+    """Counts the operations of matrix products and convolutions, forward and back, two a multiply-add."""
     counter = FlopCounterMode(display=False)
     with counter:
-        objective(batch, Progress(0, 1, 1)).loss.backward()
-    sizes = [sum(one.numel() for one in module.parameters() if one.requires_grad) for module in (encoder, objective)]
-    return Cost(encoder_parameters=sizes[0], parameters=sizes[1], flops=counter.get_total_flops())
+        forward().sum().backward()
+    return counter.get_total_flops()
+
+
+def empty_batch(views: Iterable[tuple[int, int, int, int]]) -> Batch:
+    """A batch of one sample on the meta device, given how many views of each kind, their channels, height and width."""
+    number = torch.empty(1, dtype=torch.int64, device="meta")
+    tensors = tuple(torch.empty(count, 1, *shape, device="meta") for count, *shape in views)
+    return Batch(tensors, number, number, [""], 0)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What an encoder costs that looks at a part of an image: operations an image, forward and back.
+
+    `unmasked` when it looks at the whole image, `masked` when at the `visible` share of its mask units alone;
+    `embedding` is what the first tokens of the whole image cost, before any block.
+    """
+
+    unmasked: int
+    masked: int
+    embedding: int
+    visible: float
+
+    @property
+    def embedded_whole(self) -> int:
+        """The cost of making the first tokens of the whole image and dropping the hidden ones afterwards."""
+        return self.masked + round((1 - self.visible) * self.embedding)
+
+
+def masking(encoder: nn.Module, batch: Batch, visible_ids: Tensor, masked_ids: Tensor) -> Masking:
+    """Counts on the meta device: nothing is computed.
+
+    Args:
+        encoder: without weights; its first tokens are made by its `patch_embed`.
+        batch: one prepared view of one sample, on the meta device.
+        visible_ids, masked_ids: [1, K] and [1, M], the units to show and to hide.
+    """
+    images, randomness = batch.views[0][0], Randomness(batch.seed, batch.g)
+
+    def output(ids: Tensor | None) -> Tensor:
+        tokens = encoder(images, ids, randomness)
+        return tokens.patches if tokens.cls is None else torch.cat([tokens.cls[:, None], tokens.patches], dim=1)
+
+    embed, visible = encoder.get_submodule("patch_embed"), visible_ids.shape[1]
+    return Masking(
+        unmasked=operations(lambda: output(None)),
+        masked=operations(lambda: output(visible_ids)),
+        embedding=operations(lambda: embed(images)),
+        visible=visible / (visible + masked_ids.shape[1]),
+    )

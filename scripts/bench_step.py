@@ -1,10 +1,12 @@
 """Times a training step (forward, loss, backward) of MAE against other implementations of the same model, in one run.
 
     python scripts/bench_step.py +experiment=mae_vitb trainer=cpu batch=8 out=bench.json
+    python scripts/bench_step.py +experiment=mae_hiera_tiny trainer=cpu batch=8 out=bench.json
 
 The variants take turns, so that a noisy machine slows all of them alike; a ratio is taken round by round, and its
-median, least and greatest are reported. Baselines: transformers' ViTMAEForPreTraining and lightly's MAE, both with
-torch's fused attention (extras `interop` and `bench`).
+median, least and greatest are reported. Baselines of a ViT: transformers' ViTMAEForPreTraining and lightly's MAE, both
+with torch's fused attention; of a Hiera: transformers' HieraForPreTraining, which has plain attention alone (extras
+`interop` and `bench`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +51,11 @@ def ours(cfg: DictConfig, device: torch.device) -> Step:
     return step
 
 
-def huggingface(cfg: DictConfig, device: torch.device) -> Step:
+def vit_mae(cfg: DictConfig) -> Any:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     encoder, decoder = cfg.encoder, cfg.objective.decoder
-    model: Any = ViTMAEForPreTraining(
+    return ViTMAEForPreTraining(
         ViTMAEConfig(
             image_size=encoder.img_size,
             patch_size=encoder.patch_size,
@@ -70,7 +73,39 @@ def huggingface(cfg: DictConfig, device: torch.device) -> Step:
             attn_implementation="sdpa",
         )
     )
-    model.to(device).train()
+
+
+def hiera_mae(cfg: DictConfig) -> Any:
+    """It always fuses stages and gives the decoder the encoder's `mlp_ratio`, as our recipes do."""
+    from transformers import HieraConfig, HieraForPreTraining
+
+    encoder, decoder = cfg.encoder, cfg.objective.decoder
+    return HieraForPreTraining(
+        HieraConfig(
+            image_size=[encoder.img_size] * 2,
+            embed_dim=encoder.embed_dim,
+            depths=list(encoder.stages),
+            num_heads=[encoder.num_heads * 2**stage for stage in range(len(encoder.stages))],
+            num_query_pool=encoder.q_pool,
+            masked_unit_size=[encoder.mask_unit_size] * 2,
+            masked_unit_attention=list(encoder.mask_unit_attn),
+            patch_size=[encoder.patch_kernel] * 2,
+            patch_stride=[encoder.patch_stride] * 2,
+            patch_padding=[encoder.patch_padding] * 2,
+            mlp_ratio=encoder.mlp_ratio,
+            drop_path_rate=encoder.drop_path,
+            layer_norm_eps=encoder.norm_eps,
+            decoder_hidden_size=decoder.embed_dim,
+            decoder_depth=decoder.depth,
+            decoder_num_heads=decoder.num_heads,
+            mask_ratio=cfg.objective.mask_ratio,
+            normalize_pixel_loss=cfg.objective.norm_pix,
+        )
+    )
+
+
+def transformers(make: Callable[[DictConfig], Any], cfg: DictConfig, device: torch.device) -> Step:
+    model = make(cfg).to(device).train()
     return lambda images: model(pixel_values=images).loss
 
 
@@ -107,17 +142,23 @@ def lightly(cfg: DictConfig, device: torch.device) -> Step:
     return step
 
 
-VARIANTS = {"pretrain": ours, "transformers": huggingface, "lightly": lightly}
+BASELINES: dict[str, dict[str, Callable[[DictConfig, torch.device], Step]]] = {
+    "pretrain.encoder.vit.ViT": {"transformers": partial(transformers, vit_mae), "lightly": lightly},
+    "pretrain.encoder.hiera.Hiera": {"transformers": partial(transformers, hiera_mae)},
+}
 
 
 def main(arguments: Arguments, overrides: list[str]) -> None:
     if lines := [line for line in mistakes(overrides) if not line.startswith(("data.train=", "data.val="))]:
         raise UserError("\n".join(lines))
     cfg = composed(overrides)
+    if cfg.encoder._target_ not in BASELINES:
+        raise UserError(f"encoder._target_={cfg.encoder._target_}: nothing to compare with; one of {list(BASELINES)}")
     hardware = instantiate(cfg.trainer)
     device, size = hardware.device, cfg.encoder.img_size
     images = torch.randn(arguments.batch, 3, size, size, device=device)
-    steps = {name: make(cfg, device) for name, make in VARIANTS.items()}
+    variants = {"pretrain": ours} | BASELINES[cfg.encoder._target_]
+    steps = {name: make(cfg, device) for name, make in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(arguments.rounds + 1):
         for name, step in steps.items():

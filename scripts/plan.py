@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from pretrain.arguments import script_with_overrides
 from pretrain.assemble import objective_of
 from pretrain.config import mistakes
 from pretrain.overrides import composed
-from pretrain.plan import cost, plan
-from pretrain.records import Batch, UserError
+from pretrain.plan import cost, empty_batch, plan
+from pretrain.records import UserError
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,8 @@ def main(arguments: Arguments, overrides: list[str]) -> None:
         raise UserError("num_samples=… is missing: this configuration does not state data.num_samples")
     print(plan(cfg, samples, arguments.devices))
     objective = objective_of(cfg)
-    views = tuple(
-        torch.empty(view.count, 1, len(view.mean), *view.height_width, device="meta") for view in objective.views
-    )
-    number = torch.empty(1, dtype=torch.int64, device="meta")
-    print(cost(objective, objective.encoder_for_export, Batch(views, number, number, [""], 0)))
+    batch = empty_batch((view.count, len(view.mean), *view.height_width) for view in objective.views)
+    print(cost(objective, objective.encoder_for_export, batch))
 
 
 if __name__ == "__main__":

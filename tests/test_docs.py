@@ -51,25 +51,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 SHRINK = {
     "trainer": "cpu",
-    "encoder.img_size": "8",
-    "encoder.patch_size": "4",
-    "encoder.embed_dim": "48",
-    "encoder.depth": "1",
     "objective.decoder.embed_dim": "48",
     "objective.decoder.depth": "1",
     "global_batch_size": "4",
     "data.num_workers": "0",
     "callback.log.wandb": "disabled",
 }
+VIT = {"img_size": "8", "patch_size": "4", "embed_dim": "48", "depth": "1"}
+HIERA = {"img_size": "32", "embed_dim": "8", "stages": "[1,1,1,1]"}
+HIERA |= {"patch_kernel": "3", "patch_stride": "1", "patch_padding": "1"}
+
+
+def small(words: list[str]) -> list[str]:
+    """What makes everything small that a command does not set itself."""
+    sizes = HIERA if any("hiera" in word for word in words) else VIT
+    given = {word.partition("=")[0] for word in words}
+    everything = SHRINK | {f"encoder.{key}": value for key, value in sizes.items()}
+    return [f"{key}={value}" for key, value in everything.items() if key not in given]
 
 
 def train(words: list[str]) -> None:
     """A training command with everything small that it does not set itself, for two steps, into an empty folder."""
     words = [word.replace("{000000..001281}", "{000000..000003}") for word in words]
     words = [word for word in words if word.partition("=")[0] not in ("max_steps", "max_minutes")]
-    given = {word.partition("=")[0] for word in words}
-    small = [f"{key}={value}" for key, value in SHRINK.items() if key not in given]
-    overrides = quote([*words, *small, "max_steps=2"])
+    overrides = quote([*words, *small(words), "max_steps=2"])
     assert mistakes(overrides) == []
     cfg = composed(overrides)
     shutil.rmtree(cfg.output_dir, ignore_errors=True)
@@ -79,8 +84,17 @@ def train(words: list[str]) -> None:
 def bench(words: list[str]) -> None:
     """A benchmark of something small, for one round, on the CPU."""
     kept = [word for word in words if word.partition("=")[0] not in ("trainer", "batch", "rounds")]
-    small = [f"{key}={value}" for key, value in SHRINK.items()]
-    result = run_script("bench_step", *kept, *small, "batch=2", "rounds=1")
+    result = run_script("bench_step", *kept, *small(kept), "batch=2", "rounds=1")
+    assert result.returncode == 0, result.stderr
+
+
+def count(words: list[str]) -> None:
+    """Recipes counted. Of several all exist, and the first and the last are run: each takes some seconds."""
+    if words[0].startswith("experiments="):
+        recipes = words[0].partition("=")[2].strip("[]").split(",")
+        assert all((ROOT / "conf" / "experiment" / f"{name}.yaml").exists() for name in recipes)
+        words = [f"experiments=[{recipes[0]},{recipes[-1]}]", *words[1:]]
+    result = run_script("flops", *words)
     assert result.returncode == 0, result.stderr
 
 
@@ -92,16 +106,15 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             train(words[3:])
         elif words[:2] == ["python", "scripts/bench_step.py"]:
             bench(words[2:])
+        elif words[:2] == ["python", "scripts/flops.py"]:
+            count(words[2:])
         elif words[0] == "python" and words[1] != "-m":
             new = [word.replace("out=SHARDS", "out=NEW") for word in words[2:]]
             result = run_script(Path(words[1]).stem, *new)
             assert result.returncode == 0, f"{line}\n{result.stderr}"
         elif words[0] == "python":
-            small = [f"{key}={value}" for key, value in SHRINK.items()] if "--multirun" in words else []
-            steps = ["max_steps=1"] if small else []
-            process = subprocess.run(
-                [sys.executable, *words[1:], *small, *steps], capture_output=True, text=True, check=False
-            )
+            more = [*small(words), "max_steps=1"] if "--multirun" in words else []
+            process = subprocess.run([sys.executable, *words[1:], *more], capture_output=True, text=True, check=False)
             assert process.returncode == 0, f"{line}\n{process.stderr}"
         else:
             assert words[0] in ("make", "pip", ".venv/bin/pre-commit"), line  # set-up: what CI does before the tests
