@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
+from pretrain.config import mistakes_without_data
 from pretrain.overrides import suggest
 from pretrain.records import UserError
 from pretrain.signature import describe, matches
@@ -153,6 +154,9 @@ def script_with_overrides(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     mine, others = _split_words(schema, typed) if take_overrides else (typed, [])
     try:
-        main(parse(schema, mine), quote(others))
+        values, lines = _read(schema, mine)
+        if lines:
+            raise UserError("\n".join(lines + (mistakes_without_data(quote(others)) if take_overrides else [])))
+        main(schema(**values), quote(others))
     except UserError as mistake:
         sys.exit(str(mistake))

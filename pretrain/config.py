@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.overrides import composed, suggest, understood
+from pretrain.records import UserError
 from pretrain.signature import describe, hints_of, locate, matches
 
 _COLLECTIONS = ("callback", "schedule")  # groups that hold several nodes by name; the others are one node each
@@ -74,6 +75,23 @@ def judged(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     accepted, lines = understood(overrides)
     cfg = composed(accepted)
     return cfg, lines + check(cfg)
+
+
+def composed_without_data(overrides: Sequence[str], hardware: bool = False) -> DictConfig:
+    """The configuration of overrides for what needs no shards, and unless `hardware` says so no GPU either.
+
+    Raises:
+        UserError: with all other mistakes at once.
+    """
+    if lines := mistakes_without_data(overrides, hardware):
+        raise UserError("\n".join(lines))
+    return composed(overrides)
+
+
+def mistakes_without_data(overrides: Sequence[str], hardware: bool = False) -> list[str]:
+    """The `mistakes` that matter without shards, and unless `hardware` says so without a GPU."""
+    needless = ("data.train=", "data.val=") if hardware else ("data.train=", "data.val=", "trainer.accelerator=")
+    return [line for line in mistakes(overrides) if not line.startswith(needless)]
 
 
 def check(cfg: DictConfig) -> list[str]:

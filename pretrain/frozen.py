@@ -24,6 +24,7 @@ from pretrain.encoder.encoder import Encoder
 from pretrain.files import replace_file
 from pretrain.interop import export
 from pretrain.interop.card import Card
+from pretrain.objective.objective import Objective
 from pretrain.probe.features import Featurize, Pool, extract, pooled
 from pretrain.records import Batch, UserError
 from pretrain.trainer import checkpoint
@@ -39,12 +40,17 @@ _BATCH = 256
 
 @dataclass
 class Frozen:
-    """An encoder in evaluation mode, the view that it expects, and the card that an export of it would carry."""
+    """An encoder in evaluation mode, the view that it expects, and the card that an export of it would carry.
+
+    Of a run there is also the `objective` that it was pretrained in, with the card that an export of that would carry.
+    """
 
     encoder: Encoder
     view: ViewSpec
     pool: Pool
     card: Card
+    objective: Objective | None = None
+    objective_card: Card | None = None
 
     def featurize(self, weights: Weights, pool: Pool | None, device: torch.device) -> Featurize:
         """What a probe needs: uint8 batch → features [B, D]. With `weights=pixels` these are the normalised pixels."""
@@ -167,7 +173,7 @@ def load(path: Path, weights: Weights = "trained") -> Frozen:
         return _from_run(path, weights)
     card, state = exported
     _refuse(path, config.check_nodes({"encoder": card.encoder, "view": card.view}))
-    encoder: Encoder = instantiate(card.encoder)
+    encoder, card = after_pretraining(instantiate(card.encoder), card)
     if weights == "trained":
         encoder.load_state_dict(state)
     return Frozen(encoder.eval(), ViewSpec(**card.view), card.pool, card)  # type: ignore[arg-type]
@@ -189,30 +195,32 @@ def _from_run(path: Path, weights: Weights) -> Frozen:
         objective.load_state_dict(saved["objective"])
         step = saved["step"]
     run_id, view = json.loads((path / "run.json").read_text(encoding="utf-8"))["run_id"], objective.views[0]
-    encoder, arguments = after_pretraining(objective.encoder_for_export, plain["encoder"])
-    card = Card("", run_id, step, arguments, asdict(view), objective.pool)
-    return Frozen(encoder.eval(), view, objective.pool, card)
+    whole = Card(
+        "", run_id, step, plain["encoder"], asdict(view), objective.pool, part="objective", objective=plain["objective"]
+    )
+    encoder, card = after_pretraining(objective.encoder_for_export, replace(whole, part="encoder"))
+    return Frozen(encoder.eval(), view, objective.pool, card, objective.eval(), whole)
 
 
-def after_pretraining(encoder: Encoder, arguments: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
+def after_pretraining(encoder: Encoder, card: Card) -> tuple[Encoder, Card]:
     """The encoder as it is used once it is pretrained: the same weights, some other arguments of its constructor.
 
     Args:
         encoder: pretrained.
-        arguments: `_target_` and arguments that it was built from.
+        card: says what it was built from.
 
     Returns:
-        The encoder, and what it is built from. What served pretraining alone is left out, and the log names it.
+        The encoder, and the card of what it is built from now. What served pretraining alone is left out.
     """
-    if not encoder.after_pretraining:
-        return encoder, arguments
-    arguments = arguments | encoder.after_pretraining
+    arguments = card.encoder | encoder.after_pretraining
+    if arguments == card.encoder:
+        return encoder, card
     built: Encoder = instantiate(arguments)
     left = built.load_state_dict(encoder.state_dict(), strict=False)
     assert not left.missing_keys
     if left.unexpected_keys:
         log.info("left out, since it served pretraining alone: %s", ", ".join(left.unexpected_keys))
-    return built, arguments
+    return built, replace(card, part="encoder", encoder=arguments)
 
 
 def _refuse(path: Path, mistakes: list[str]) -> None:

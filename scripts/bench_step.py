@@ -27,8 +27,7 @@ from torch import Tensor
 
 from pretrain.arguments import script_with_overrides
 from pretrain.assemble import instantiate, materialise, objective_of
-from pretrain.config import mistakes
-from pretrain.overrides import composed
+from pretrain.config import composed_without_data
 from pretrain.records import Batch, Progress, UserError
 
 Step = Callable[[Tensor], Tensor]  # normalised images [B, 3, H, W] → loss
@@ -149,9 +148,7 @@ BASELINES: dict[str, dict[str, Callable[[DictConfig, torch.device], Step]]] = {
 
 
 def main(arguments: Arguments, overrides: list[str]) -> None:
-    if lines := [line for line in mistakes(overrides) if not line.startswith(("data.train=", "data.val="))]:
-        raise UserError("\n".join(lines))
-    cfg = composed(overrides)
+    cfg = composed_without_data(overrides, hardware=True)
     if cfg.encoder._target_ not in BASELINES:
         raise UserError(f"encoder._target_={cfg.encoder._target_}: nothing to compare with; one of {list(BASELINES)}")
     hardware = instantiate(cfg.trainer)

@@ -1,6 +1,8 @@
-"""Exports the encoder of a run for timm, Hugging Face or ONNX, loads it back and compares the features.
+"""Exports the encoder of a run for timm, Hugging Face, ONNX or the original code, loads it back and compares features.
 
-python scripts/export.py checkpoint=runs/mae_vitb format=timm out=runs/mae_vitb/export/timm
+    python scripts/export.py checkpoint=runs/mae_vitb format=timm out=runs/mae_vitb/export/timm
+
+`part=objective` exports the decoder too: `format=official`, and for Hiera `format=hf`.
 """
 
 from __future__ import annotations
@@ -8,25 +10,40 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
+
+from torch import nn
 
 from pretrain.arguments import script
 from pretrain.frozen import load
 from pretrain.interop import export
+from pretrain.records import UserError
 
 
 @dataclass(frozen=True)
 class Arguments:
     checkpoint: str
-    format: Literal["timm", "hf", "onnx"]
+    format: Literal["timm", "hf", "onnx", "official"]
     out: str
+    part: Literal["encoder", "objective"] = "encoder"
 
 
 def main(arguments: Arguments) -> None:
     logging.getLogger("timm").setLevel(logging.WARNING)
     frozen, out = load(Path(arguments.checkpoint)), Path(arguments.out)
-    difference = export.write(out, replace(frozen.card, format=arguments.format), frozen.encoder)
-    print(f"{out}: loaded back through {arguments.format}; features differ by at most {difference:.1e} of the greatest")
+    card, model = frozen.card, cast(nn.Module, frozen.encoder)
+    if arguments.part == "objective":
+        if frozen.objective is None or frozen.objective_card is None:
+            raise UserError(f"checkpoint={arguments.checkpoint}: an export has no decoder; take the run's folder")
+        card, model = frozen.objective_card, frozen.objective
+    difference = export.write(out, replace(card, format=arguments.format), model)
+    if arguments.format == "official":
+        print(f"{out}: read back; all {len(model.state_dict())} tensors are equal")
+    else:
+        what = "features" if arguments.part == "encoder" else "predictions"
+        print(
+            f"{out}: loaded back through {arguments.format}; {what} differ by at most {difference:.1e} of the greatest"
+        )
 
 
 if __name__ == "__main__":

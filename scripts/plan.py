@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from pretrain.arguments import script_with_overrides
 from pretrain.assemble import objective_of
-from pretrain.config import mistakes
-from pretrain.overrides import composed
+from pretrain.config import composed_without_data
 from pretrain.plan import cost, empty_batch, plan
 from pretrain.records import UserError
 
@@ -24,11 +23,7 @@ class Arguments:
 
 
 def main(arguments: Arguments, overrides: list[str]) -> None:
-    # neither shards nor the recipe's hardware are needed to plan
-    lines = mistakes(overrides)
-    if wrong := [line for line in lines if not line.startswith(("data.train=", "data.val=", "trainer.accelerator="))]:
-        raise UserError("\n".join(wrong))
-    cfg = composed(overrides)
+    cfg = composed_without_data(overrides)
     samples = arguments.num_samples or cfg.data.num_samples
     if samples is None:
         raise UserError("num_samples=… is missing: this configuration does not state data.num_samples")

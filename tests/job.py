@@ -45,10 +45,12 @@ class Job:
         write_shards(self.shards, [10, 7, 1, 23])
 
     def overrides(self, *extra: str) -> list[str]:
-        """The small configuration with some keys replaced."""
+        """The small configuration with some keys replaced; of another experiment the encoder's sizes are its own."""
         mine = [f"data.train={self.shards}", f"data.index_dir={self.tmp / 'index'}", f"output_dir={self.out}"]
         replaced = {word.lstrip("+").partition("=")[0] for word in extra}
         kept = [word for word in (*SMALL, *mine) if word.lstrip("+").partition("=")[0] not in replaced]
+        if "experiment" in replaced:
+            kept = [word for word in kept if not word.startswith("encoder.")]
         return [*kept, *extra]
 
     def run(self, *extra: str) -> build.Run:

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from pretrain import build
 from pretrain.arguments import quote
+from pretrain.assemble import instantiate
 from pretrain.config import mistakes
 from pretrain.overrides import composed
 from tests.data.shards import write_shards
@@ -98,6 +100,16 @@ def count(words: list[str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def take_in(words: list[str]) -> None:
+    """Weights of others, here of a small encoder that the test stores as the original repository would."""
+    given = dict(word.split("=", 1) for word in words)
+    sizes = [word for word in small(words) if word.startswith("encoder.")]
+    encoder = instantiate(composed([f"encoder={given['encoder']}", *sizes]).encoder)
+    torch.save({"model_state": encoder.state_dict()}, given["weights"])
+    result = run_script("import_weights", *words, *sizes)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run_as_written(page: Path, folder: Path) -> None:
     for line in commands(page):
@@ -106,6 +118,8 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             train(words[3:])
         elif words[:2] == ["python", "scripts/bench_step.py"]:
             bench(words[2:])
+        elif words[:2] == ["python", "scripts/import_weights.py"]:
+            take_in(words[2:])
         elif words[:2] == ["python", "scripts/flops.py"]:
             count(words[2:])
         elif words[0] == "python" and words[1] != "-m":

@@ -147,3 +147,38 @@ def test_every_script_says_what_it_wants(name: str) -> None:
     assert "nonsense=1: there is no such key" in wrong.stderr
     assert "`word` is not understood" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+HIERA = ["+experiment=mae_hiera_cifar10", "encoder.img_size=16", "encoder.embed_dim=8", "encoder.stages=[1,1,1]"]
+HIERA += [
+    "encoder.q_pool=1",
+    "encoder.mask_unit_attn=[true,false,false]",
+    "encoder.patch_stride=2",
+    "data.num_samples=null",
+    "objective.decoder.num_heads=2",
+]
+
+
+def test_hiera_is_probed_and_exported_with_all_its_poolings(job: Job) -> None:
+    """Pretrained with one pooling and fusion, used with two and without: same weights, other features."""
+    pytest.importorskip("timm")
+    job.run(*HIERA, "max_steps=2")
+    frozen = load(job.out)
+    assert frozen.card.encoder["q_pool"] == 2
+    assert not frozen.card.encoder["multi_scale_fusion"]
+    assert frozen.encoder.token_size == 8
+    assert frozen.objective is not None
+    trained = frozen.objective.encoder_for_export
+    assert trained.token_size == 4
+    state = trained.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in frozen.encoder.state_dict().items())
+    shards = open_shards(str(job.shards), str(job.tmp / "index"))
+    features, _ = frozen.features(shards, num_workers=0)
+    for system, part in (("timm", "encoder"), ("hf", "objective"), ("official", "objective")):
+        out = job.tmp / f"{system}-{part}"
+        result = run_script("export", f"checkpoint={job.out}", f"format={system}", f"part={part}", f"out={out}")
+        assert result.returncode == 0, result.stderr
+        again, _ = load(out).features(shards, num_workers=0)
+        torch.testing.assert_close(again, features, atol=1e-5, rtol=1e-5)
+    refused = run_script("export", f"checkpoint={out}", "format=official", "part=objective", f"out={job.tmp / 'y'}")
+    assert "an export has no decoder; take the run's folder" in refused.stderr

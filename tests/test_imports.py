@@ -21,7 +21,7 @@ ALLOWED = {
     "signature": set(),
     "overrides": set(),
     "config": {"overrides", "signature"},
-    "arguments": {"overrides", "signature"},
+    "arguments": {"config", "overrides", "signature"},
     "optim": set(),
     "nn": set(),
     "view": set(),
@@ -35,7 +35,8 @@ ALLOWED = {
     "trainer": {"optim", "objective.objective"},
     "assemble": {"config", "objective.objective"},
     "build": {"*"},
-    "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "probe", "trainer.checkpoint", "view"},
+    "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
+    | {"trainer.checkpoint", "view"},
     "__main__": {"arguments", "build", "config", "data", "overrides", "plan"},
 }
 

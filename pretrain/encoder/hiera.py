@@ -255,10 +255,11 @@ class Hiera(Encoder):
     def forward(
         self, images: Tensor, visible_ids: Tensor | None = None, randomness: Randomness | None = None
     ) -> Tokens:
-        states = self._run(images, visible_ids, set(self.stage_ends), randomness)
+        fused = self.stage_ends[: len(self.multi_scale_fusion_heads)]
+        states = self._run(images, visible_ids, {*fused, self.stage_ends[-1]}, randomness)
         x = states[self.stage_ends[-1]]
-        for stage, head in enumerate(self.multi_scale_fusion_heads):
-            x = x + self._fuse(head, states[self.stage_ends[stage]])
+        for end, head in zip(fused, self.multi_scale_fusion_heads, strict=True):
+            x = x + self._fuse(head, states[end])
         return self._tokens(x, images, whole=visible_ids is None)
 
     def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:

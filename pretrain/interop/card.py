@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from pretrain.records import UserError
 
 NAME = "pretrain.json"
-FORMATS = ("timm", "hf", "onnx")
+FORMATS = ("timm", "hf", "onnx", "official")
+PARTS = ("encoder", "objective")
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,13 @@ class Card:
     """Where weights come from and how to use them.
 
     Args:
-        format: `timm`, `hf` or `onnx`, the system that it is for.
+        format: `timm`, `hf`, `onnx` or `official`, the system that it is for.
         run_id, step: the run that made them, and when.
         encoder: `_target_` and all arguments of the encoder's constructor.
         view: the arguments of the `ViewSpec` whose evaluation crop and colours the encoder expects.
         pool: how to make one vector of its tokens: `cls` or `mean`.
+        part: `encoder`, or `objective`: with the decoder, as it is pretrained.
+        objective: `_target_` and arguments of the objective, without the encoder, where a run made the weights.
     """
 
     format: str
@@ -31,9 +35,23 @@ class Card:
     encoder: dict[str, Any]
     view: dict[str, Any]
     pool: str
+    part: str = "encoder"
+    objective: dict[str, Any] | None = None
+
+    @property
+    def family(self) -> str:
+        """The name of the encoder's class."""
+        return str(self.encoder["_target_"]).rpartition(".")[2]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
+
+
+def refuse_family(card: Card, families: Iterable[str], system: str) -> None:
+    """Raises UserError if a system cannot say such an encoder."""
+    package, _, name = str(card.encoder["_target_"]).rpartition(".")
+    if name not in families or not package.startswith("pretrain.encoder."):
+        raise UserError(f"{package}.{name} has no counterpart in {system} that this exporter knows")
 
 
 def read(folder: Path) -> Card | None:
@@ -47,7 +65,7 @@ def read(folder: Path) -> Card | None:
         return None
     try:
         card = Card(**json.loads(path.read_text(encoding="utf-8")))
-        if card.format not in FORMATS:
+        if card.format not in FORMATS or card.part not in PARTS:
             raise ValueError
         return card
     except (ValueError, TypeError):

@@ -7,29 +7,34 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pretrain.encoder.encoder import Encoder
 from pretrain.files import replace_folder
 from pretrain.interop import card as cards
-from pretrain.interop import huggingface, onnx, timm
+from pretrain.interop import huggingface, official, onnx, timm
 from pretrain.interop.card import Card
 from pretrain.records import UserError
+from pretrain.view.spec import pair
 
-FORMATS: dict[str, ModuleType] = {"timm": timm, "hf": huggingface, "onnx": onnx}
+FORMATS: dict[str, ModuleType] = {"timm": timm, "hf": huggingface, "onnx": onnx, "official": official}
 EXTRAS = {"timm": "interop", "hf": "interop", "onnx": "onnx"}  # of this package, with the library of each
 TOLERANCE = 1e-5  # of the greatest feature; both sides compute in float32, in other orders
 
 
-def write(target: Path, card: Card, encoder: Encoder) -> float:
+def write(target: Path, card: Card, model: nn.Module) -> float:
     """Writes an export, in the place of an older one of the same run and format, atomically, once it is proven.
 
+    Args:
+        target: the folder.
+        card: what is written, and for which system.
+        model: the encoder, or with `card.part` of `objective` the objective that it is part of.
+
     Returns:
-        How far the features by the library that it is for are from the encoder's own, on random images: the greatest
-        difference over the greatest feature.
+        How far the features (of an objective: the predictions) by the library that it is for are from our own, on
+        random images: the greatest difference over the greatest feature.
 
     Raises:
-        UserError: the encoder cannot be said in that format, `target` holds anything else, the library is not
+        UserError: the model cannot be said in that format, `target` holds anything else, the library is not
             installed, or the features differ by more than `TOLERANCE`. What was there before is still there.
     """
     system, target = FORMATS[card.format], Path(os.path.realpath(target))
@@ -40,9 +45,9 @@ def write(target: Path, card: Card, encoder: Encoder) -> float:
     def fill(folder: Path) -> None:
         nonlocal result
         try:
-            system.fill(folder, card, encoder)
+            system.fill(folder, card, model)
             (folder / cards.NAME).write_text(card.to_json(), encoding="utf-8")
-            result = difference(folder, encoder)
+            result = difference(folder, model)
         except ModuleNotFoundError as failure:
             raise UserError(
                 f"format={card.format} needs {failure.name}: pip install 'pretrain[{EXTRAS[card.format]}]'"
@@ -63,15 +68,17 @@ def read(folder: Path) -> tuple[Card, dict[str, Tensor]] | None:
     return None if card is None else (card, FORMATS[card.format].to_ours(folder))
 
 
-def difference(folder: Path, encoder: Encoder) -> float:
-    """How far the features of an export are from the encoder's own, as `write` returns it."""
+def difference(folder: Path, model: nn.Module) -> float:
+    """How far the features of an export are from the model's own, as `write` returns it."""
     card = cards.read(folder)
     assert card is not None
-    images = torch.randn(4, encoder.in_chans, *encoder.img_size, generator=torch.Generator().manual_seed(0))
+    shape = (4, card.encoder["in_chans"], *pair(card.encoder["img_size"]))
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        tokens = encoder(images)
-    parts = [tokens.patches] if tokens.cls is None else [tokens.cls[:, None], tokens.patches]
-    ours, theirs = torch.cat(parts, dim=1), FORMATS[card.format].features(folder, images)
+        ours, theirs = (
+            FORMATS[card.format].ours(card, model, images),
+            FORMATS[card.format].theirs(folder, card, images),
+        )
     return ((ours - theirs).abs().max() / ours.abs().max()).item()
 
 
@@ -81,6 +88,7 @@ def _refuse_foreign(target: Path, card: Card) -> None:
     there = cards.read(target) if target.is_dir() else None
     if there is None:
         raise UserError(f"out={target}: it is not empty and holds no export; choose another folder")
-    if (there.run_id, there.format) != (card.run_id, card.format):
+    if (there.run_id, there.format, there.part) != (card.run_id, card.format, card.part):
         whose = "this run" if there.run_id == card.run_id else f"another run ({there.run_id})"
-        raise UserError(f"out={target}: it holds a {there.format} export of {whose}; choose another folder")
+        whole = " with its decoder" if there.part == "objective" else ""
+        raise UserError(f"out={target}: it holds a {there.format} export of {whose}{whole}; choose another folder")

@@ -1,4 +1,4 @@
-"""Weights as the original repositories store them.
+"""Weights as the original repositories store them, in a `.pth` file for their own code.
 
 facebookresearch/mae and facebookresearch/hiera keep encoder and decoder in one flat module; their encoders' names are
 ours. Every key is accounted for: what is unknown is refused, and what an encoder alone leaves out is said.
@@ -6,12 +6,18 @@ ours. Every key is accounted for: what is unknown is refused, and what an encode
 
 from __future__ import annotations
 
+import pickle
 import re
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pretrain.interop.card import Card, read, refuse_family
+from pretrain.interop.timm import refuse_unit
 from pretrain.nn.position import sincos_2d
+from pretrain.records import UserError
+from pretrain.view.spec import pair
 
 _DECODER = {
     "mask_token": "decoder.mask_token",
@@ -25,6 +31,93 @@ _HIERA = {
     r"encoder_norm\.(.+)": r"encoder.norm.\1",  # of the autoencoder, after fusion
 }
 _HEAD = r"head\.projection\.(?:weight|bias)"
+
+
+_NAME = "model.pth"
+_OUTER = {"ViT": "model", "Hiera": "model_state"}  # the key of the weights in a file
+
+
+def refuse(card: Card) -> None:
+    """Raises UserError if the original codes cannot say this."""
+    refuse_family(card, _OUTER, "the original codes")
+    if card.family == "Hiera":
+        refuse_unit(card.encoder, "the original code")
+        position = (card.objective or {}).get("decoder", {}).get("position")
+        if card.part == "objective" and (position != "learned" or not card.encoder["multi_scale_fusion"]):
+            raise UserError(
+                "part=objective: the original autoencoder has learned positions and multi-scale fusion: "
+                "objective.decoder.position=learned, encoder.multi_scale_fusion=true"
+            )
+
+
+def fill(folder: Path, card: Card, model: nn.Module) -> None:
+    """Writes the weights of an encoder, or of an objective, under the original names, in float32."""
+    state = _to_official(card, model)
+    whole = {key: tensor.detach().float().contiguous() for key, tensor in state.items()}
+    torch.save({_OUTER[card.family]: whole}, folder / _NAME)
+
+
+def to_ours(folder: Path) -> dict[str, Tensor]:
+    """The encoder's state in an export."""
+    card = read(folder)
+    assert card is not None
+    return from_official(card.family, load(folder / _NAME))[0]
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """The weights in a file of an original repository, out of what they are wrapped in. Nothing in it is run.
+
+    Raises:
+        UserError: the file is not there, damaged, or holds something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as failure:
+        raise UserError(f"`{path}` cannot be read: {str(failure).splitlines()[0]}") from None
+    for key in (*_OUTER.values(), "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
+        raise UserError(f"`{path}` holds no weights: a table of names and tensors is expected")
+    return content
+
+
+def from_official(family: str, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The encoder's state under our names, and the keys of heads, fusion and decoders, which are left out.
+
+    Raises:
+        ValueError: a key is unknown.
+    """
+    if family == "Hiera":
+        return hiera_from_official(state)
+    left = [key for key in state if key.startswith(("head.", "decoder_", "mask_token"))]
+    ours = mae_from_official({key: tensor for key, tensor in state.items() if key not in left})
+    return {key.removeprefix("encoder."): tensor for key, tensor in ours.items()}, left
+
+
+def ours(card: Card, model: nn.Module, images: Tensor) -> Tensor:
+    """What `theirs` is compared with: all weights in one row, sorted by name. That they mean the same to the original
+    code is shown by its own outputs, which our models equal.
+    """
+    state = _to_official(card, model)
+    return torch.cat([state[key].detach().float().flatten() for key in sorted(state)])
+
+
+def theirs(folder: Path, card: Card, images: Tensor) -> Tensor:
+    """All weights that the file holds, in one row."""
+    state = load(folder / _NAME)
+    return torch.cat([state[key].flatten() for key in sorted(state)])
+
+
+def _to_official(card: Card, model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    if card.part == "encoder":
+        return state
+    if card.family == "Hiera":
+        return hiera_mae_to_official(state)
+    side = card.encoder["patch_size"]
+    height, width = pair(card.view["size"])
+    return mae_to_official(state, (height // side, width // side))
 
 
 def mae_from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.encoder.encoder import Encoder
 from pretrain.interop.card import Card
+from pretrain.interop.tokens import all_tokens
 from pretrain.records import UserError
 
 _NAME = "model.onnx"
@@ -16,19 +17,20 @@ _LARGEST = 1_500_000_000  # bytes of weights in the file itself, which may have 
 
 
 class _Tokens(nn.Module):
-    """An encoder with one tensor as output: [B, 1 + L, D], the class token first if there is one."""
+    """An encoder with one tensor as output."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        tokens = self.encoder(images)
-        return tokens.patches if tokens.cls is None else torch.cat([tokens.cls[:, None], tokens.patches], dim=1)
+        return all_tokens(self.encoder, images)
 
 
 def refuse(card: Card) -> None:
-    """Any encoder can be said."""
+    """Raises UserError if it is not an encoder alone."""
+    if card.part != "encoder":
+        raise UserError("part=objective: an ONNX graph is of the encoder; take format=hf or format=official")
 
 
 def fill(folder: Path, card: Card, encoder: Encoder) -> None:
@@ -55,8 +57,13 @@ def to_ours(folder: Path) -> dict[str, Tensor]:
     )
 
 
-def features(folder: Path, images: Tensor) -> Tensor:
-    """All tokens [B, 1 + L, D] of normalised images, by onnxruntime itself."""
+def ours(card: Card, encoder: Encoder, images: Tensor) -> Tensor:
+    """What `theirs` is compared with."""
+    return all_tokens(encoder, images)
+
+
+def theirs(folder: Path, card: Card, images: Tensor) -> Tensor:
+    """All tokens [B, (1 +) L, D] of normalised images, by onnxruntime itself."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / _NAME, providers=["CPUExecutionProvider"])

@@ -1,6 +1,6 @@
 """timm: a folder that `timm.create_model('local-dir:DIR', pretrained=True)` loads, every key accounted for.
 
-Our ViT's parameters have timm's names, so only its description has to be written.
+Our parameters have timm's names, but for Hiera's final norm, which timm keeps in its head.
 """
 
 from __future__ import annotations
@@ -13,47 +13,88 @@ from torch import Tensor
 
 from pretrain.encoder.encoder import Encoder
 from pretrain.interop import weights
-from pretrain.interop.card import Card
+from pretrain.interop.card import Card, refuse_family
+from pretrain.interop.tokens import all_tokens
 from pretrain.records import UserError
 from pretrain.view.spec import pair
 
-_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224"} | {
+# the nearest of timm's names; what differs from it stands in model_args
+_VIT = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224"} | {
     1024: "vit_large_patch16_224",
     1280: "vit_huge_patch14_224",
+}
+_HIERA = {
+    (96, 12): "hiera_tiny_224",
+    (96, 16): "hiera_small_224",
+    (96, 24): "hiera_base_224",
+    (112, 24): "hiera_base_plus_224",
+    (144, 48): "hiera_large_224",
+    (256, 48): "hiera_huge_224",
 }
 
 
 def refuse(card: Card) -> None:
-    """Raises UserError if timm cannot say this encoder."""
-    if card.encoder["_target_"] != "pretrain.encoder.vit.ViT":
-        raise UserError(f"{card.encoder['_target_']} has no counterpart in timm that this exporter knows")
-    if card.encoder["norm_eps"] != 1e-6:
+    """Raises UserError if timm cannot say this."""
+    refuse_family(card, ("ViT", "Hiera"), "timm")
+    encoder = card.encoder
+    if card.part != "encoder":
+        raise UserError("part=objective: timm has no autoencoders; take format=hf or format=official")
+    if encoder["norm_eps"] != 1e-6:
         raise UserError(
-            f"encoder.norm_eps={card.encoder['norm_eps']}: timm's ViT has 1e-6 and no way to say another; use format=hf"
+            f"encoder.norm_eps={encoder['norm_eps']}: timm's {card.family} has 1e-6 and no way to say another; "
+            "use format=hf"
+        )
+    if card.family == "Hiera":
+        refuse_unit(encoder, "timm")
+
+
+def refuse_unit(encoder: dict[str, Any], system: str) -> None:
+    """Raises UserError if other codes of Hiera would take other tokens for a mask unit than ours does."""
+    side = 2 ** (len(encoder["stages"]) - 1)
+    if encoder["mask_unit_size"] != side:
+        raise UserError(
+            f"encoder.mask_unit_size={encoder['mask_unit_size']}: {system} puts units in the right order only with "
+            f"{side} tokens a side for {len(encoder['stages'])} stages"
         )
 
 
 def fill(folder: Path, card: Card, encoder: Encoder) -> None:
     """Writes the encoder's weights and their description."""
-    weights.save(folder, encoder.state_dict(), {"config.json": configuration(card)})
+    state = encoder.state_dict()
+    if card.family == "Hiera":
+        state = {f"head.{key}" if key.startswith("norm.") else key: value for key, value in state.items()}
+    weights.save(folder, state, {"config.json": configuration(card)})
 
 
 def to_ours(folder: Path) -> dict[str, Tensor]:
     """The encoder's state in an export."""
-    return weights.load(folder)
+    return from_timm(weights.load(folder))[0]
+
+
+def from_timm(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The encoder's state under our names, and the keys of a classifier, which are left out."""
+    left = [key for key in state if key.startswith(("head.fc.", "head.weight", "head.bias"))]
+    kept = {key: value for key, value in state.items() if key not in left}
+    return {key.removeprefix("head."): value for key, value in kept.items()}, left
 
 
 def configuration(card: Card) -> dict[str, Any]:
     """What timm's `config.json` says."""
     encoder, view = card.encoder, card.view
     height, width = pair(encoder["img_size"])
-    arguments = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
+    if card.family == "ViT":
+        name = _VIT.get(encoder["embed_dim"], "vit_base_patch16_224")
+        names = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
+        arguments, features, classifier = {key: encoder[key] for key in names}, encoder["embed_dim"], "head"
+    else:
+        name = _HIERA.get((encoder["embed_dim"], sum(encoder["stages"])), "hiera_base_224")
+        arguments, classifier = _hiera_arguments(encoder), "head.fc"
+        features = encoder["embed_dim"] * 2 ** (len(encoder["stages"]) - 1)
     return {
-        # the nearest of timm's names; what differs from it stands in model_args
-        "architecture": _NAMES.get(encoder["embed_dim"], "vit_base_patch16_224"),
+        "architecture": name,
         "num_classes": 0,
-        "num_features": encoder["embed_dim"],
-        "model_args": {"img_size": [height, width]} | {name: encoder[name] for name in arguments},
+        "num_features": features,
+        "model_args": {"img_size": [height, width]} | arguments,
         "pretrained_cfg": {
             "input_size": [encoder["in_chans"], height, width],
             "fixed_input_size": True,
@@ -64,15 +105,32 @@ def configuration(card: Card) -> dict[str, Any]:
             "std": list(view["std"]),
             "num_classes": 0,
             "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "classifier": classifier,
         },
     }
 
 
-def features(folder: Path, images: Tensor) -> Tensor:
-    """All tokens [B, 1 + L, D] of normalised images, by timm itself."""
+def _hiera_arguments(encoder: dict[str, Any]) -> dict[str, Any]:
+    same = ("in_chans", "embed_dim", "num_heads", "stages", "q_pool", "mask_unit_attn", "mlp_ratio")
+    arguments = {name: encoder[name] for name in same}
+    for name in ("mask_unit_size", "patch_kernel", "patch_stride", "patch_padding"):
+        arguments[name] = [encoder[name]] * 2
+    if encoder["position"] == "absolute_window":
+        arguments |= {"abs_win_pos_embed": True, "global_pos_size": [encoder["global_pos_size"]] * 2}
+    return arguments
+
+
+def ours(card: Card, encoder: Encoder, images: Tensor) -> Tensor:
+    """What `theirs` is compared with."""
+    return all_tokens(encoder, images)
+
+
+def theirs(folder: Path, card: Card, images: Tensor) -> Tensor:
+    """All tokens [B, (1 +) L, D] of normalised images, after the final norm, by timm itself."""
     import timm
 
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
-        return model.forward_features(images)
+        tokens = model.forward_features(images)
+        # timm's Hiera norms what it has pooled
+        return model.head.norm(tokens) if card.family == "Hiera" else tokens

@@ -34,3 +34,28 @@ def load(folder: Path) -> dict[str, Tensor]:
         return load_file(folder / _NAME)
     except (FileNotFoundError, SafetensorError) as failure:
         raise UserError(f"`{folder}` is no whole export: {_NAME}: {failure}") from None
+
+
+def load_file_of(path: Path) -> dict[str, Tensor]:
+    """The weights in a safetensors file.
+
+    Raises:
+        UserError: it is not there, damaged, or of another kind.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as failure:
+        raise UserError(f"`{path}` cannot be read as safetensors: {failure}") from None
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """The `config.json` beside the weights.
+
+    Raises:
+        UserError: it is not there, or damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return content
+    except (FileNotFoundError, ValueError) as failure:
+        raise UserError(f"`{folder}` is no whole export: config.json: {failure}") from None

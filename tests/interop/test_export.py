@@ -65,14 +65,14 @@ def test_an_export_that_is_wrong_is_not_written(tmp_path: Path, monkeypatch: pyt
     with torch.no_grad():
         encoder.cls_token.add_(1)
     wrong = torch.randn(4, 65, 48)
-    monkeypatch.setattr(export.timm, "features", lambda folder, images: wrong)
+    monkeypatch.setattr(export.timm, "theirs", lambda folder, card, images: wrong)
     with pytest.raises(UserError, match=r"features differ by .* nothing was written"):
         export.write(tmp_path / "x", card, encoder)
 
-    def missing(folder: Path, images: torch.Tensor) -> torch.Tensor:
+    def missing(folder: Path, card: Card, images: torch.Tensor) -> torch.Tensor:
         raise ModuleNotFoundError("No module named 'timm'", name="timm")
 
-    monkeypatch.setattr(export.timm, "features", missing)
+    monkeypatch.setattr(export.timm, "theirs", missing)
     with pytest.raises(UserError, match=r"format=timm needs timm: pip install 'pretrain\[interop\]'"):
         export.write(tmp_path / "x", card, encoder)
     assert (tmp_path / "x" / "model.safetensors").read_bytes() == before
@@ -171,6 +171,6 @@ def test_onnx_gives_the_same_features_for_any_batch(tmp_path: Path) -> None:
     encoder, card = make(SIZES[0], "onnx")
     export.write(tmp_path / "x", card, encoder)
     for batch in (1, 5):
-        assert export.onnx.features(tmp_path / "x", torch.randn(batch, 3, 32, 32)).shape == (batch, 65, 48)
+        assert export.onnx.theirs(tmp_path / "x", card, torch.randn(batch, 3, 32, 32)).shape == (batch, 65, 48)
     with pytest.raises(UserError, match="holds a graph, not an encoder"):
         export.read(tmp_path / "x")

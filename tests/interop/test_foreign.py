@@ -1,0 +1,127 @@
+"""Published weights come in from every system, every key accounted for, and wrong ones are refused with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pretrain.encoder.encoder import Encoder
+from pretrain.frozen import load
+from pretrain.interop import export, foreign
+from pretrain.interop.card import Card
+from pretrain.records import UserError
+from tests.interop.test_export import SIZES
+from tests.interop.test_export import make as make_vit
+from tests.interop.test_export_hiera import make as make_hiera
+from tests.interop.test_export_hiera import make_mae
+from tests.scripts import run_script
+
+pytest.importorskip("timm")
+pytest.importorskip("transformers")
+
+MAKE: dict[str, Any] = {"ViT": lambda system: make_vit(SIZES[0], system), "Hiera": make_hiera}
+
+
+def empty(encoder: Encoder, card: Card) -> Encoder:
+    other: Encoder = type(encoder)(**{key: value for key, value in card.encoder.items() if key != "_target_"})
+    return other.eval()
+
+
+@pytest.mark.parametrize("family", MAKE)
+@pytest.mark.parametrize("source", ["timm", "hf", "official"])
+def test_weights_come_in_from_every_system(tmp_path: Path, family: str, source: foreign.Source) -> None:
+    encoder, card = MAKE[family](source)
+    export.write(tmp_path / "x", card, encoder)
+    (tmp_path / "x" / "pretrain.json").unlink()  # what others publish has no card of ours
+    path = tmp_path / "x" / "model.pth" if source == "official" else tmp_path / "x"
+    other = empty(encoder, card)
+    assert foreign.load_into(other, source, path) == []
+    assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("source", ["hf", "official"])
+def test_decoder_and_fusion_are_left_out_by_name(tmp_path: Path, source: foreign.Source) -> None:
+    mae, card = make_mae()
+    export.write(tmp_path / "x", replace(card, format=source), mae)
+    encoder, plain = make_hiera("timm")
+    path = tmp_path / "x" / "model.pth" if source == "official" else tmp_path / "x"
+    left = foreign.load_into(empty(encoder, plain), source, path)
+    assert len(left) == len(mae.state_dict()) - len(encoder.state_dict())
+    assert any("multi_scale_fusion_heads" in key for key in left)
+
+
+@pytest.mark.parametrize(
+    ("family", "source", "heads"),
+    [
+        ("ViT", "timm", ["head.weight", "head.bias"]),
+        ("Hiera", "timm", ["head.fc.weight", "head.fc.bias"]),
+        ("ViT", "hf", ["classifier.weight"]),
+        ("Hiera", "hf", ["classifier.weight"]),
+    ],
+)
+def test_a_classifier_is_left_out_by_name(
+    tmp_path: Path, family: str, source: foreign.Source, heads: list[str]
+) -> None:
+    encoder, card = MAKE[family](source)
+    export.write(tmp_path / "x", card, encoder)
+    path = tmp_path / "x" / "model.safetensors"
+    save_file(load_file(path) | {name: torch.zeros(3) for name in heads}, path)
+    assert sorted(foreign.load_into(empty(encoder, card), source, path)) == sorted(heads)
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    encoder, card = make_hiera("timm")
+    export.write(tmp_path / "x", card, encoder)
+    deeper, _ = make_hiera("timm", stages=[1, 1, 3, 1])
+    with pytest.raises(
+        UserError, match=r"(?s)they do not fit this encoder:\n.*in the file, .* in the encoder.*and \d+ more"
+    ):
+        foreign.load_into(deeper, "timm", tmp_path / "x")
+    with pytest.raises(UserError, match=r"these are no hf weights of a Hiera: .*says no `depths`"):
+        foreign.load_into(encoder, "hf", tmp_path / "x")
+    with pytest.raises(UserError, match=r"`.*nowhere.pth` cannot be read"):
+        foreign.load_into(encoder, "official", tmp_path / "nowhere.pth")
+    torch.save({"model_state": {"blocks.0.strange": torch.zeros(1), "x": torch.zeros(1)}}, tmp_path / "y.pth")
+    with pytest.raises(UserError, match="`x` is no key of an official Hiera checkpoint"):
+        foreign.load_into(encoder, "official", tmp_path / "y.pth")
+    torch.save({"epoch": 3}, tmp_path / "z.pth")
+    with pytest.raises(UserError, match="holds no weights"):
+        foreign.load_into(encoder, "official", tmp_path / "z.pth")
+
+
+class Attack:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, ("/tmp/pretrain-was-here", "w"))
+
+
+def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
+    torch.save({"model": Attack()}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="cannot be read"):
+        foreign.load_into(make_hiera("timm")[0], "official", tmp_path / "bad.pth")
+    assert not Path("/tmp/pretrain-was-here").exists()
+
+
+def test_the_script_takes_weights_in_and_they_can_be_probed(tmp_path: Path) -> None:
+    mae, card = make_mae()
+    export.write(tmp_path / "x", replace(card, format="official"), mae)
+    sizes = ["encoder.img_size=64", "encoder.embed_dim=8", "encoder.stages=[1,1,2,1]", "encoder.patch_kernel=3"]
+    sizes += ["encoder.patch_stride=2", "encoder.patch_padding=1"]
+    words = ["source=official", f"weights={tmp_path / 'x' / 'model.pth'}", f"out={tmp_path / 'out'}", "format=hf"]
+    result = run_script("import_weights", *words, "encoder=hiera_tiny", *sizes)
+    assert result.returncode == 0, result.stderr
+    assert f"{len(mae.encoder_for_export.state_dict()) - 4} tensors taken in" in result.stdout  # all but the fusion
+    assert "left out: " in result.stdout
+    assert "features differ by at most" in result.stdout
+    frozen = load(tmp_path / "out")
+    trained = mae.encoder_for_export.state_dict()
+    assert all(torch.equal(value, trained[key]) for key, value in frozen.encoder.state_dict().items())
+    wrong = run_script("import_weights", *words, "encoder=hiera_tinny")
+    assert wrong.returncode != 0
+    assert "there is no such option" in wrong.stderr
+    wrong = run_script("import_weights", *words, "encoder=hiera_tiny", "encodr.depth=3")
+    assert "did you mean encoder" in wrong.stderr
