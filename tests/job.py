@@ -34,6 +34,20 @@ SMALL = [
     "max_steps=12",
 ]
 
+HIERA = [
+    "+experiment=mae_hiera_cifar10",
+    "encoder.img_size=16",
+    "encoder.embed_dim=8",
+    "encoder.stages=[1,1,1]",
+    "encoder.q_pool=1",
+    "encoder.mask_unit_attn=[true,false,false]",
+    "encoder.mask_unit_size=4",
+    "encoder.patch_stride=2",
+    "objective.decoder.num_heads=2",
+    "objective.decoder.position=learned",
+    "data.num_samples=null",
+]
+
 
 class Job:
     """Shards, an output folder, and runs of the small configuration in it."""

@@ -12,7 +12,7 @@ from pretrain.data.module import open_shards
 from pretrain.frozen import load
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_tar
-from tests.job import Job
+from tests.job import HIERA, Job
 from tests.scripts import FOLDER, run_script
 
 
@@ -147,16 +147,6 @@ def test_every_script_says_what_it_wants(name: str) -> None:
     assert "nonsense=1: there is no such key" in wrong.stderr
     assert "`word` is not understood" in wrong.stderr
     assert "Traceback" not in wrong.stderr
-
-
-HIERA = ["+experiment=mae_hiera_cifar10", "encoder.img_size=16", "encoder.embed_dim=8", "encoder.stages=[1,1,1]"]
-HIERA += [
-    "encoder.q_pool=1",
-    "encoder.mask_unit_attn=[true,false,false]",
-    "encoder.patch_stride=2",
-    "data.num_samples=null",
-    "objective.decoder.num_heads=2",
-]
 
 
 def test_hiera_is_probed_and_exported_with_all_its_poolings(job: Job) -> None:

@@ -18,39 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.encoder.encoder import Encoder
-from pretrain.nn.attention import attend
 from pretrain.nn.block import Mlp
 from pretrain.nn.drop_path import DropPath, Mode, draws, drop_path_notes, drop_path_problems, drop_paths
 from pretrain.nn.initialize import DefaultConv2d, initialize
-from pretrain.nn.mask_unit import cut, join, pool, roll, token_ids, unroll_order
+from pretrain.nn.mask_unit import MaskUnitAttention, cut, join, pool, roll, token_ids, unroll_order
 from pretrain.nn.patch import OverlappingPatchEmbed, grid_of
 from pretrain.nn.position import resize_windowed, tile
 from pretrain.records import Problem, Randomness, Tokens, refuse
-
-
-class MaskUnitAttention(nn.Module):
-    """Attention inside each mask unit, or over all units of an image, that may pool its queries.
-
-    Args:
-        dim, dim_out: width of the tokens that come and go.
-        num_heads: attention heads.
-        pooled: whether queries, and so outputs, are the maxima over 2×2 tokens.
-        windowed: whether tokens see their own unit alone.
-    """
-
-    def __init__(self, dim: int, dim_out: int, num_heads: int, pooled: bool, windowed: bool) -> None:
-        super().__init__()
-        self.num_heads, self.pooled, self.windowed = num_heads, pooled, windowed
-        self.qkv = nn.Linear(dim, 3 * dim_out)
-        self.proj = nn.Linear(dim_out, dim_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, K, T, dim] → [B, K, T or T/4, dim_out]"""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)  # [B, K, T, heads, d]
-        q = pool(q, times=int(self.pooled))
-        dims = (0, 1) if self.windowed else (1, 2)  # units belong to the batch, or to the sequence
-        out = attend(q.flatten(*dims), k.flatten(*dims), v.flatten(*dims))
-        return self.proj(out.reshape(*q.shape[:3], -1))
 
 
 class HieraBlock(nn.Module):
@@ -142,23 +116,9 @@ class Hiera(Encoder):
         drop_path_mode: Mode = "sample",
     ) -> None:
         super().__init__()
-        problems = self.problems(
-            img_size=img_size,
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            stages=stages,
-            q_pool=q_pool,
-            mask_unit_size=mask_unit_size,
-            mask_unit_attn=mask_unit_attn,
-            patch_kernel=patch_kernel,
-            patch_stride=patch_stride,
-            patch_padding=patch_padding,
-            mlp_ratio=mlp_ratio,
-            global_pos_size=global_pos_size,
-            drop_path=drop_path,
-        )
-        refuse(self, problems)
+        first_tokens = (patch_kernel, patch_stride, patch_padding)
+        sizes = (embed_dim, num_heads, stages, q_pool, mask_unit_size, mask_unit_attn, *first_tokens, mlp_ratio)
+        refuse(self, self.problems(img_size, in_chans, *sizes, global_pos_size, drop_path))
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size = (height, width)
         self.in_chans = in_chans
@@ -175,7 +135,7 @@ class Hiera(Encoder):
         self.stage_ends = [sum(stages[: number + 1]) - 1 for number in range(len(stages))]
         self.drop_path = drop_path
 
-        self.patch_embed = OverlappingPatchEmbed(patch_kernel, patch_stride, patch_padding, in_chans, embed_dim)
+        self.patch_embed = OverlappingPatchEmbed(*first_tokens, in_chans, embed_dim)
         if position == "absolute":
             self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], embed_dim))
             self.register_parameter("pos_embed_win", None)
@@ -183,22 +143,13 @@ class Hiera(Encoder):
             self.pos_embed = nn.Parameter(torch.empty(1, embed_dim, global_pos_size, global_pos_size))
             self.pos_embed_win = nn.Parameter(torch.empty(1, embed_dim, mask_unit_size, mask_unit_size))
 
-        drops = drop_paths(drop_path, drop_path_mode, sum(stages))
+        drops = iter(drop_paths(drop_path, drop_path_mode, sum(stages)))
         self.blocks = nn.ModuleList()
         for stage, depth in enumerate(stages):
-            for number in range(depth):
-                first = stage > 0 and number == 0
-                block = HieraBlock(
-                    dim=embed_dim * 2 ** (stage - first),
-                    dim_out=embed_dim * 2**stage,
-                    num_heads=num_heads * 2**stage,
-                    mlp_ratio=mlp_ratio,
-                    norm_eps=norm_eps,
-                    drop_path=drops[len(self.blocks)],
-                    pooled=first and stage <= q_pool,
-                    windowed=mask_unit_attn[stage - first],
-                )
-                self.blocks.append(block)
+            for first in [stage > 0, *[False] * (depth - 1)]:
+                dims, heads = (embed_dim * 2 ** (stage - first), embed_dim * 2**stage), num_heads * 2**stage
+                kind = {"pooled": first and stage <= q_pool, "windowed": mask_unit_attn[stage - first]}
+                self.blocks.append(HieraBlock(*dims, heads, mlp_ratio, norm_eps, next(drops), **kind))
         self.multi_scale_fusion_heads = nn.ModuleList()
         for stage in range(q_pool if multi_scale_fusion else 0):
             side = 2 ** (q_pool - stage)
@@ -227,9 +178,8 @@ class Hiera(Encoder):
     ) -> Iterator[Problem]:
         yield from OverlappingPatchEmbed.problems(patch_kernel, patch_stride, patch_padding)
         yield from drop_path_problems(drop_path)
-        sides = [img_size] if isinstance(img_size, int) else list(img_size)
-        unit = mask_unit_size * patch_stride
-        if len(sides) not in (1, 2):
+        unit, sides = mask_unit_size * patch_stride, [img_size] if isinstance(img_size, int) else img_size
+        if not isinstance(img_size, int) and len(img_size) != 2:
             yield "img_size", "must be one number or [height, width]"
         elif unit > 0 and any(side < 1 or side % unit for side in sides):
             yield "img_size", f"must be a positive multiple of a mask unit (`mask_unit_size` × `patch_stride` = {unit})"

@@ -96,7 +96,7 @@ class ViT(Encoder):
         if in_chans < 1:
             yield "in_chans", "must be at least 1"
         sides = [img_size] if isinstance(img_size, int) else list(img_size)
-        if len(sides) not in (1, 2):
+        if not isinstance(img_size, int) and len(img_size) != 2:
             yield "img_size", "must be one number or [height, width]"
         if patch_size < 1:
             yield "patch_size", "must be at least 1"

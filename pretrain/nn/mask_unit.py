@@ -1,4 +1,4 @@
-"""The order of tokens inside mask units, in which pooling is a maximum over neighbours in memory.
+"""Mask units: the order of tokens inside them, in which pooling is a maximum over neighbours in memory, and attention.
 
 As in Hiera (Ryali et al., arXiv 2306.00989, §3; "unroll" in its code), but unit by unit: tokens are [B, K units, T, D],
 so that attention inside a unit folds units into the batch, and attention over the image only flattens. Inside a unit
@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from pretrain.nn.attention import attend
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,3 +73,28 @@ def token_ids(unit_ids: Tensor, columns: int, side: int, levels: int = 0) -> Ten
     order = unroll_order(side, levels, unit_ids.device)
     rows = (unit_ids // columns * side)[..., None] + order // side
     return rows * (columns * side) + (unit_ids % columns * side)[..., None] + order % side
+
+
+class MaskUnitAttention(nn.Module):
+    """Attention inside each mask unit, or over all units of an image, that may pool its queries.
+
+    Args:
+        dim, dim_out: width of the tokens that come and go.
+        num_heads: attention heads.
+        pooled: whether queries, and so outputs, are the maxima over 2×2 tokens.
+        windowed: whether tokens see their own unit alone.
+    """
+
+    def __init__(self, dim: int, dim_out: int, num_heads: int, pooled: bool, windowed: bool) -> None:
+        super().__init__()
+        self.num_heads, self.pooled, self.windowed = num_heads, pooled, windowed
+        self.qkv = nn.Linear(dim, 3 * dim_out)
+        self.proj = nn.Linear(dim_out, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, K, T, dim] → [B, K, T or T/4, dim_out]"""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)  # [B, K, T, heads, d]
+        q = pool(q, times=int(self.pooled))
+        dims = (0, 1) if self.windowed else (1, 2)  # units belong to the batch, or to the sequence
+        out = attend(q.flatten(*dims), k.flatten(*dims), v.flatten(*dims))
+        return self.proj(out.reshape(*q.shape[:3], -1))

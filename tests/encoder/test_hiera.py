@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.assemble import instantiate
-from pretrain.encoder.hiera import Hiera, MaskUnitAttention
-from pretrain.nn.mask_unit import pool
+from pretrain.encoder.hiera import Hiera
+from pretrain.nn.mask_unit import MaskUnitAttention, pool
 from pretrain.overrides import composed
 from pretrain.records import Randomness
 from tests.hiera import small

@@ -5,10 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pretrain.assemble import objective_of
 from pretrain.encoder.vit import ViT
-from pretrain.interop.official import mae_from_official, mae_to_official
+from pretrain.interop.official import (
+    hiera_from_official,
+    hiera_mae_from_official,
+    hiera_mae_to_official,
+    mae_from_official,
+    mae_to_official,
+)
 from pretrain.objective.decoder import Decoder
 from pretrain.objective.mae import MAE
+from pretrain.overrides import composed
 from pretrain.view.spec import ViewSpec
 
 
@@ -38,3 +46,23 @@ def test_strange_keys_and_tables_are_refused(mae: MAE) -> None:
         mae_from_official(official | {"head.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="is not the fixed sine–cosine table"):
         mae_from_official(official | {"decoder_pos_embed": torch.randn(1, 17, 512)})
+
+
+def test_the_keys_of_hiera_are_the_official_ones() -> None:
+    """As many as the official tiny models have: 157 with a head of two, 263 with the decoder."""
+    cfg = composed(["+experiment=mae_hiera_tiny"])
+    mae = objective_of(cfg)
+    official = hiera_mae_to_official(mae.state_dict())
+    assert len(official) == 263
+    alone = {"encoder_norm.weight", "mask_token", "decoder_pos_embed", "decoder_blocks.7.attn.qkv.bias"}
+    alone |= {"multi_scale_fusion_heads.1.bias", "decoder_embed.weight", "decoder_norm.bias", "decoder_pred.weight"}
+    assert alone <= official.keys()
+    assert hiera_mae_from_official(official).keys() == mae.state_dict().keys()
+    encoder, left = hiera_from_official(official)
+    assert len(encoder) + 2 == 157
+    assert len(encoder) + len(left) == 263
+    assert {"pos_embed", "patch_embed.proj.weight", "norm.bias", "blocks.1.proj.weight"} <= encoder.keys()
+    again, heads = hiera_from_official(encoder | {"head.projection.weight": torch.zeros(1)})
+    assert (again.keys(), heads) == (encoder.keys(), ["head.projection.weight"])
+    with pytest.raises(ValueError, match="`cls_token` is no key of an official Hiera"):
+        hiera_mae_from_official(official | {"cls_token": torch.zeros(1)})

@@ -6,20 +6,21 @@ import shutil
 
 import pytest
 
-from tests.job import Job
+from tests.job import HIERA, Job
 from tests.trainer.test_run import weights
 
 
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_it_learns_the_same_and_its_checkpoints_are_the_same(job: Job) -> None:
+@pytest.mark.parametrize("recipe", [[], [*HIERA, "encoder.drop_path=0.3"]], ids=["vit", "hiera"])
+def test_compiled_it_learns_the_same_and_its_checkpoints_are_the_same(job: Job, recipe: list[str]) -> None:
     """Fused kernels sum in another order: losses agree to 1e-4, and a compiled run goes on without compiling."""
     eager = Job(job.tmp)
     eager.out = job.tmp / "eager"
-    eager.run("max_steps=12")
-    job.run("max_steps=12", "stop_after_steps=4", "trainer.compile=true")
-    job.run("max_steps=12", "stop_after_steps=8", "trainer.compile=true")
-    job.run("max_steps=12")
+    eager.run(*recipe, "max_steps=12")
+    job.run(*recipe, "max_steps=12", "stop_after_steps=4", "trainer.compile=true")
+    job.run(*recipe, "max_steps=12", "stop_after_steps=8", "trainer.compile=true")
+    job.run(*recipe, "max_steps=12")
     assert [row["lr"] for row in job.rows()] == [row["lr"] for row in eager.rows()]
     ours, theirs = job.losses(), eager.losses()
     assert ours.keys() == theirs.keys()
