@@ -6,6 +6,7 @@ ours. Every key is accounted for: what is unknown is refused, and what an encode
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 from pathlib import Path
@@ -71,7 +72,8 @@ def load(path: Path) -> dict[str, Tensor]:
         UserError: the file is not there, damaged, or holds something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # their training runs store their arguments
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as failure:
         raise UserError(f"`{path}` cannot be read: {str(failure).splitlines()[0]}") from None
     for key in (*_OUTER.values(), "state_dict"):

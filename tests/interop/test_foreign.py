@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,16 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "z.pth")
     with pytest.raises(UserError, match="holds no weights"):
         foreign.load_into(encoder, "official", tmp_path / "z.pth")
+
+
+def test_a_training_run_of_the_original_code_comes_in_too(tmp_path: Path) -> None:
+    """Its file also holds the optimizer and the arguments as an `argparse.Namespace`."""
+    encoder, card = make_vit(SIZES[0], "official")
+    rest = {"optimizer": {"state": {}, "param_groups": []}, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    torch.save({"model": encoder.state_dict()} | rest, tmp_path / "checkpoint-3.pth")
+    other = empty(encoder, card)
+    assert foreign.load_into(other, "official", tmp_path / "checkpoint-3.pth") == []
+    assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in other.state_dict().items())
 
 
 class Attack:
