@@ -87,6 +87,7 @@ def test_recipes_are_the_published_ones(experiment: str, encoder: dict[str, int]
     cfg = plain(composed([f"+experiment={experiment}"]))
     shared = {"img_size": 224, "in_chans": 3, "mlp_ratio": 4.0, "qkv_bias": True, "norm_eps": 1e-6}
     shared |= {"drop_path": 0.0, "drop_path_mode": "sample"}
+    shared |= {"position": "fixed", "position_offset": 0.0, "distribution": "xavier"}
     assert cfg["encoder"] == {"_target_": "pretrain.encoder.vit.ViT"} | shared | encoder
     assert cfg["base_lr"] == 1.5e-4
     assert (cfg["epochs"], cfg["warmup_epochs"]) == (800, 40)

@@ -7,6 +7,7 @@ one point that changes no number: the visible patches are gathered *before* they
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,14 @@ from torch import Tensor, nn
 from pretrain.encoder.encoder import Encoder
 from pretrain.nn.block import Block, block_problems
 from pretrain.nn.drop_path import Mode, draws, drop_path_notes, drop_path_problems, drop_paths
-from pretrain.nn.initialize import initialize
+from pretrain.nn.initialize import Distribution, initialize
 from pretrain.nn.patch import PatchEmbed, grid_of
 from pretrain.nn.position import resize_table, sincos_2d
 from pretrain.records import Problem, Randomness, Tokens, refuse
 
 
 class ViT(Encoder):
-    """A plain vision transformer with a class token and a fixed sine–cosine position table.
+    """A plain vision transformer with a class token.
 
     Args:
         img_size: side in pixels (or height and width) that the position table is made for; other sizes resize it.
@@ -33,6 +34,9 @@ class ViT(Encoder):
         mlp_ratio: hidden width of a block's MLP over `embed_dim`.
         qkv_bias: whether query, key and value have a bias.
         norm_eps: ε of the layer norms.
+        position: table of positions, `fixed` sine–cosine as MAE has it, or `learned` as DINO does.
+        position_offset: 0.1 resizes the table just as the official DINO does, see `pretrain.nn.position.resize_table`.
+        distribution: of the initial matrices, `xavier` as MAE has it, or `normal` as DINO does.
         drop_path: probability to leave out a branch of the last block; it grows evenly from 0 at the first.
         drop_path_mode: `sample` or `subset`, see `pretrain.nn.drop_path.DropPath`.
 
@@ -51,6 +55,9 @@ class ViT(Encoder):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         norm_eps: float = 1e-6,
+        position: Literal["fixed", "learned"] = "fixed",
+        position_offset: float = 0.0,
+        distribution: Distribution = "xavier",
         drop_path: float = 0.0,
         drop_path_mode: Mode = "sample",
     ) -> None:
@@ -70,7 +77,9 @@ class ViT(Encoder):
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         table = torch.empty(1, 1 + self.grid[0] * self.grid[1], embed_dim)
-        self.pos_embed = nn.Parameter(table, requires_grad=False)  # its first row, the class token's, is zero
+        self.pos_embed = nn.Parameter(table, requires_grad=position == "learned")  # its first row is the class token's
+        self.position_offset = position_offset
+        self.distribution: Distribution = distribution
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_eps, drop)
             for drop in drop_paths(drop_path, drop_path_mode, depth)
@@ -135,7 +144,7 @@ class ViT(Encoder):
 
     def _embed(self, images: Tensor, visible_ids: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         grid = grid_of(images, self.mask_unit)
-        positions = resize_table(self.pos_embed[0, 1:], grid=self.grid, new_grid=grid)  # [L, D]
+        positions = resize_table(self.pos_embed[0, 1:], self.grid, grid, self.position_offset)  # [L, D]
         positions = positions if visible_ids is None else positions[visible_ids]  # [B, K, D]
         patches = self.patch_embed(images, visible_ids) + positions
         cls = self.cls_token + self.pos_embed[:, :1]
@@ -153,6 +162,7 @@ class ViT(Encoder):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        initialize(self, seed)
-        self.pos_embed[0, 0] = 0
-        self.pos_embed[0, 1:] = sincos_2d(self.grid, self.embed_dim, self.pos_embed.device)
+        initialize(self, seed, distribution=self.distribution)
+        if not self.pos_embed.requires_grad:
+            self.pos_embed[0, 0] = 0
+            self.pos_embed[0, 1:] = sincos_2d(self.grid, self.embed_dim, self.pos_embed.device)

@@ -1,7 +1,8 @@
 """Weights as the original repositories store them, in a `.pth` file for their own code.
 
-facebookresearch/mae and facebookresearch/hiera keep encoder and decoder in one flat module; their encoders' names are
-ours. Every key is accounted for: what is unknown is refused, and what an encoder alone leaves out is said.
+facebookresearch/mae and facebookresearch/hiera keep encoder and decoder in one flat module, facebookresearch/dino keeps
+`backbone` and `head` of a teacher and of a student; their encoders' names are ours. Every key is accounted for: what is
+unknown is refused, and what an encoder alone leaves out is said.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def load(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as failure:
         raise UserError(f"`{path}` cannot be read: {str(failure).splitlines()[0]}") from None
-    for key in (*_OUTER.values(), "state_dict"):
+    for key in (*_OUTER.values(), "state_dict", "teacher"):  # of DINO's two networks the one that is used
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
@@ -92,8 +93,9 @@ def from_official(family: str, state: dict[str, Tensor]) -> tuple[dict[str, Tens
     """
     if family == "Hiera":
         return hiera_from_official(state)
-    left = [key for key in state if key.startswith(("head.", "decoder_", "mask_token"))]
-    ours = mae_from_official({key: tensor for key, tensor in state.items() if key not in left})
+    plain = {re.sub(r"^(?:module\.)?(?:backbone\.)?", "", key): tensor for key, tensor in state.items()}
+    left = [key for key in plain if key.startswith(("head.", "decoder_", "mask_token"))]
+    ours = mae_from_official({key: tensor for key, tensor in plain.items() if key not in left})
     return {key.removeprefix("encoder."): tensor for key, tensor in ours.items()}, left
 
 

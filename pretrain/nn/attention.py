@@ -98,3 +98,9 @@ class Attention(nn.Module):
             q = q.view(batch, queries, heads, dim // heads)
             k, v = kv.view(batch, tokens, 2, heads, dim // heads).unbind(2)
         return self.proj(attend(q, k, v).flatten(2))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each token looks at each other: [B, N, D] → [B, heads, N, N], rows that sum to 1. For pictures."""
+        q, k, _ = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        logits = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+        return logits.float().softmax(dim=-1)

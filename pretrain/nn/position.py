@@ -29,12 +29,20 @@ def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | str = "cpu
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float().to(device)
 
 
-def resize_table(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """A table [rows·columns, D] resized bicubically to another grid, as fine-tuning at other resolutions does it."""
+def resize_table(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], offset: float = 0.0) -> Tensor:
+    """A table [rows·columns, D] resized bicubically to another grid, as fine-tuning at other resolutions does it.
+
+    With an `offset` the sampling is that of a grid so much larger: the official DINO adds 0.1 to both sides before it
+    forms the scale, and so shifts its samples a little.
+    """
     if grid == new_grid:
         return table
     image = table.unflatten(0, grid).permute(2, 0, 1)[None].float()  # [1, D, rows, columns]
-    image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
+    if offset:
+        scale = [(new + offset) / old for new, old in zip(new_grid, grid, strict=True)]
+        image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
     return image[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)
 
 

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pretrain.encoder.encoder import Encoder
+from pretrain.encoder.vit import ViT
 from pretrain.frozen import load
 from pretrain.interop import export, foreign
 from pretrain.interop.card import Card
 from pretrain.records import UserError
+from tests.conftest import Golden, close
 from tests.interop.test_export import SIZES
 from tests.interop.test_export import make as make_vit
 from tests.interop.test_export_hiera import make as make_hiera
@@ -103,6 +105,25 @@ def test_a_training_run_of_the_original_code_comes_in_too(tmp_path: Path) -> Non
     other = empty(encoder, card)
     assert foreign.load_into(other, "official", tmp_path / "checkpoint-3.pth") == []
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("golden", ["dino_vit"], indirect=True)
+@pytest.mark.parametrize("whole", [True, False], ids=["training run", "released backbone"])
+def test_golden_weights_of_dino_come_in(golden: Golden, tmp_path: Path, whole: bool) -> None:
+    config, backbone = golden.config, golden.state("backbone.")
+    names = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "norm_eps")
+    vit = ViT(img_size=config["img_size"][0], position="learned", **{name: config[name] for name in names}).eval()
+    content: dict[str, Any] = backbone
+    if whole:
+        teacher = {f"backbone.{key}": value for key, value in backbone.items()}
+        teacher |= {f"head.{key}": value for key, value in golden.state("head.").items()}
+        content = {"student": {"module.backbone.norm.bias": torch.zeros(1)}, "teacher": teacher, "epoch": 3}
+    torch.save(content, tmp_path / "dino.pth")
+    left = foreign.load_into(vit, "official", tmp_path / "dino.pth")
+    assert left == ([key for key in teacher if key.startswith("head.")] if whole else [])
+    tokens = vit(golden["global_images"])
+    assert tokens.cls is not None
+    assert close(tokens.cls, golden["cls_global"])
 
 
 class Attack:

@@ -50,3 +50,14 @@ def test_what_is_not_trained_is_left_alone() -> None:
     initialize(layer, 0)
     assert (layer.weight == 7).all()
     assert (layer.bias == 0).all()
+
+
+def test_the_normal_distribution_is_that_of_the_official_dino() -> None:
+    vit = ViT(img_size=32, patch_size=8, embed_dim=128, depth=2, num_heads=4, position="learned", distribution="normal")
+    for weight in (vit.blocks[0].attn.qkv.weight, vit.blocks[1].mlp.fc2.weight, vit.cls_token, vit.pos_embed):
+        assert abs(weight.std().item() / 0.02 - 1) < 0.2
+    bound = (3 * 8 * 8) ** -0.5  # a convolution as torch begins it
+    assert 0.95 * bound < vit.patch_embed.proj.weight.abs().max() <= bound
+    assert 0.9 * bound < vit.patch_embed.proj.bias.abs().max() <= bound
+    assert (vit.blocks[0].attn.qkv.bias == 0).all()
+    assert vit.pos_embed.requires_grad

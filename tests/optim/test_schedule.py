@@ -8,6 +8,7 @@ import pytest
 
 from pretrain.optim.schedule import WarmupCosine
 from pretrain.records import Progress
+from tests.conftest import Golden
 
 
 def official_lr(epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: int) -> float:
@@ -34,3 +35,16 @@ def test_a_rescaled_run_has_the_same_shape() -> None:
             schedule(Progress(round(20_000 * share), 20_000, 312))
         )
     assert schedule(Progress(1000, 1000, 10)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("golden", ["schedules"], indirect=True)
+@pytest.mark.parametrize("name", ["lr", "wd", "momentum"])
+def test_golden_every_step_of_the_official_dino_schedules(golden: Golden, name: str) -> None:
+    config = golden.config[name]
+    assert config["start_warmup_value"] == 0
+    schedule = WarmupCosine(
+        config["base"], config["warmup_epochs"] / config["epochs"], config["final"], peak_twice=True
+    )
+    steps = config["epochs"] * config["steps_per_epoch"]
+    ours = [schedule(Progress(step, steps, config["steps_per_epoch"])) for step in range(steps)]
+    assert ours == pytest.approx(golden[name].tolist(), rel=1e-5, abs=1e-12)  # they were stored as float32
