@@ -99,6 +99,9 @@ def run_of(cfg: DictConfig) -> Run:
         optimizer_state=saved.get("optimizer"),
     )
     if hardware.compile:
+        torch._dynamo.config.recompile_limit = (
+            64  # blocks of all sizes share one limit, and so do training and evaluation
+        )
         for unit in objective.fsdp_units():
             unit.compile()
     stop = Stop(clock, count_first_step=not hardware.compile)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from pretrain.interop.card import Card
 from pretrain.objective.objective import Objective
 from pretrain.probe.features import Featurize, Pool, extract, pooled
 from pretrain.records import Batch, UserError
+from pretrain.signature import locate
 from pretrain.trainer import checkpoint
 from pretrain.view.color import Prepare
 from pretrain.view.spec import ViewSpec
@@ -42,7 +44,8 @@ _BATCH = 256
 class Frozen:
     """An encoder in evaluation mode, the view that it expects, and the card that an export of it would carry.
 
-    Of a run there is also the `objective` that it was pretrained in, with the card that an export of that would carry.
+    Of a run there is also the `objective` that it was pretrained in, with the card that an export of that would carry,
+    and the names of the encoder's weights that are `left` out, since they served pretraining alone.
     """
 
     encoder: Encoder
@@ -51,6 +54,7 @@ class Frozen:
     card: Card
     objective: Objective | None = None
     objective_card: Card | None = None
+    left: Sequence[str] = ()
 
     def featurize(self, weights: Weights, pool: Pool | None, device: torch.device) -> Featurize:
         """What a probe needs: uint8 batch → features [B, D]. With `weights=pixels` these are the normalised pixels."""
@@ -172,8 +176,9 @@ def load(path: Path, weights: Weights = "trained") -> Frozen:
     if exported is None:
         return _from_run(path, weights)
     card, state = exported
-    _refuse(path, config.check_nodes({"encoder": card.encoder, "view": card.view}))
-    encoder, card = after_pretraining(instantiate(card.encoder), card)
+    view = {"_target_": "pretrain.view.spec.ViewSpec"} | card.view
+    _refuse(path, config.check_nodes({"encoder": card.encoder, "view": view}) or _strangers({"encoder": card.encoder}))
+    encoder, card, _ = after_pretraining(instantiate(card.encoder), card)
     if weights == "trained":
         encoder.load_state_dict(state)
     return Frozen(encoder.eval(), ViewSpec(**card.view), card.pool, card)  # type: ignore[arg-type]
@@ -183,10 +188,11 @@ def _from_run(path: Path, weights: Weights) -> Frozen:
     if not (path / "config.yaml").is_file() or not (path / "run.json").is_file():
         raise UserError(f"checkpoint={path}: it is neither a run's folder nor an export")
     cfg: Any = OmegaConf.load(path / "config.yaml")
-    plain: Any = OmegaConf.to_container(cfg)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
     nodes = {key: plain[key] for key in ("encoder", "objective")}
-    _refuse(path, config.check_nodes(nodes, plain["allow_targets"]))
-    objective = materialise(objective_of(cfg), cfg.seed)
+    allowed = plain["allow_targets"]
+    _refuse(path, config.check_nodes(nodes, allowed) or _strangers(nodes, allowed))
+    objective = materialise(objective_of(OmegaConf.create(plain)), cfg.seed)  # what was checked, and nothing else
     newest, step = checkpoint.newest(path / "checkpoints"), 0
     if weights == "trained":
         if newest is None:
@@ -198,11 +204,11 @@ def _from_run(path: Path, weights: Weights) -> Frozen:
     whole = Card(
         "", run_id, step, plain["encoder"], asdict(view), objective.pool, part="objective", objective=plain["objective"]
     )
-    encoder, card = after_pretraining(objective.encoder_for_export, replace(whole, part="encoder"))
-    return Frozen(encoder.eval(), view, objective.pool, card, objective.eval(), whole)
+    encoder, card, left = after_pretraining(objective.encoder_for_export, whole)
+    return Frozen(encoder.eval(), view, objective.pool, card, objective.eval(), whole, left)
 
 
-def after_pretraining(encoder: Encoder, card: Card) -> tuple[Encoder, Card]:
+def after_pretraining(encoder: Encoder, card: Card) -> tuple[Encoder, Card, list[str]]:
     """The encoder as it is used once it is pretrained: the same weights, some other arguments of its constructor.
 
     Args:
@@ -210,17 +216,27 @@ def after_pretraining(encoder: Encoder, card: Card) -> tuple[Encoder, Card]:
         card: says what it was built from.
 
     Returns:
-        The encoder, and the card of what it is built from now. What served pretraining alone is left out.
+        The encoder, the card of what it is built from now, and the names of weights that served pretraining alone.
     """
     arguments = card.encoder | encoder.after_pretraining
+    alone = replace(card, part="encoder", encoder=arguments)
     if arguments == card.encoder:
-        return encoder, card
+        return encoder, alone, []
     built: Encoder = instantiate(arguments)
-    left = built.load_state_dict(encoder.state_dict(), strict=False)
-    assert not left.missing_keys
-    if left.unexpected_keys:
-        log.info("left out, since it served pretraining alone: %s", ", ".join(left.unexpected_keys))
-    return built, replace(card, part="encoder", encoder=arguments)
+    keys = built.load_state_dict(encoder.state_dict(), strict=False)
+    assert not keys.missing_keys
+    return built, alone, keys.unexpected_keys
+
+
+def _strangers(nodes: dict[str, Any], allowed: Sequence[str] = ()) -> list[str]:
+    """Files may name an encoder and an objective, and no other class, however harmless it looks."""
+    bases = {"encoder": Encoder, "objective": Objective}
+    found = {key: locate(node["_target_"], allowed)[0] for key, node in nodes.items()}
+    return [
+        f"{key}._target_={nodes[key]['_target_']}: is no {key}"
+        for key, one in found.items()
+        if not (inspect.isclass(one) and issubclass(one, bases[key]))
+    ]
 
 
 def _refuse(path: Path, mistakes: list[str]) -> None:

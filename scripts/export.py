@@ -32,13 +32,15 @@ def main(arguments: Arguments) -> None:
     logging.getLogger("timm").setLevel(logging.WARNING)
     frozen, out = load(Path(arguments.checkpoint)), Path(arguments.out)
     card, model = frozen.card, cast(nn.Module, frozen.encoder)
+    if arguments.part == "encoder" and frozen.left:
+        print("left out, since it served pretraining alone: " + ", ".join(frozen.left))
     if arguments.part == "objective":
         if frozen.objective is None or frozen.objective_card is None:
             raise UserError(f"checkpoint={arguments.checkpoint}: an export has no decoder; take the run's folder")
         card, model = frozen.objective_card, frozen.objective
     difference = export.write(out, replace(card, format=arguments.format), model)
     if arguments.format == "official":
-        print(f"{out}: read back; all {len(model.state_dict())} tensors are equal")
+        print(f"{out}: read back; all tensors are equal")
     else:
         what = "features" if arguments.part == "encoder" else "predictions"
         print(

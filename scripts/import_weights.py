@@ -2,13 +2,15 @@
 
     python scripts/import_weights.py source=official weights=mae_hiera_base_224.pth encoder=hiera_base out=hiera_base
 
-`source` is `official` (facebookresearch/mae, facebookresearch/hiera: a `.pth` file), `timm` or `hf` (a folder, or the
-`model.safetensors` in it). All other words are overrides: `encoder=…`, and what differs from it. The export is for
-timm, or `format=hf`, and is compared with the encoder through that library.
+`source` is `official` (facebookresearch/mae, facebookresearch/hiera, facebookresearch/dino: a `.pth` file), `timm` or
+`hf` (a folder, or the `model.safetensors` in it; with a `config.json` the features are compared with that library's).
+All other words are overrides: `encoder=…`, and what differs from it. The export is for timm, or `format=hf`, and is
+compared with the encoder through that library.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,20 +32,30 @@ class Arguments:
     weights: str
     out: str
     format: Literal["timm", "hf"] = "timm"
+    pool: Literal["cls", "mean"] = "mean"  # how probes make one vector of its tokens
 
 
 def main(arguments: Arguments, overrides: list[str]) -> None:
-    cfg = composed_without_data(overrides)
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    encoder: Encoder = instantiate(cfg.encoder).eval()
-    left = foreign.load_into(encoder, arguments.source, Path(arguments.weights))
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    cfg, path = composed_without_data(overrides), Path(arguments.weights)
+    node: Any = OmegaConf.to_container(cfg.encoder, resolve=True)
+    encoder: Encoder = instantiate(node)
+    node |= encoder.after_pretraining  # of a recipe for pretraining, what is used afterwards
+    encoder = instantiate(node).eval()
+    left = foreign.load_into(encoder, arguments.source, path)
     view: ViewSpec = instantiate(cfg.objective.view)
-    name = f"{arguments.source}:{Path(arguments.weights).name}"
-    card = Card(arguments.format, name, 0, plain["encoder"], asdict(view), "mean")
+    pool = "cls" if arguments.pool == "cls" else "mean"
+    card = Card(arguments.format, foreign.identity(arguments.source, path), 0, node, asdict(view), pool)
+    found = foreign.difference(encoder, card, arguments.source, path)
+    foreign.refuse_other_features(found, path)
     difference = export.write(Path(arguments.out), card, encoder)
     print(f"{arguments.out}: {len(encoder.state_dict())} tensors taken in, {len(left)} left out")
     if left:
         print("left out: " + ", ".join(left))
+    if found is None:
+        print("there is no config.json that its own library could compare with: heads and norms are as `encoder` says")
+    else:
+        print(f"features differ from those of the source by at most {found:.1e} of the greatest")
     print(f"loaded back through {arguments.format}; features differ by at most {difference:.1e} of the greatest")
 
 

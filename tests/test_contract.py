@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from pretrain.assemble import instantiate, materialise, objective_of
 from pretrain.encoder.encoder import Encoder
 from pretrain.objective.objective import Objective
+from pretrain.optim.groups import decay_groups
 from pretrain.overrides import composed, folder
 from pretrain.plan import cost
 from pretrain.records import Batch, Progress, Randomness, UserError
@@ -53,7 +54,7 @@ PAIRS = list(itertools.product(first_of_each("encoder"), first_of_each("objectiv
 
 
 def config(encoder: str, objective: str, *extra: str) -> DictConfig:
-    words = [f"encoder={encoder}", f"objective={objective}", "encoder.img_size=32", "encoder.drop_path=0.1"]
+    words = [f"encoder={encoder}", f"objective={objective}", "encoder.img_size=32", "encoder.drop_path=0.5"]
     return composed([*words, *SMALL[family("encoder", encoder)], *SMALL[family("objective", objective)], *extra])
 
 
@@ -123,7 +124,11 @@ def test_units_and_exemptions_name_what_is_there(objective: Objective) -> None:
     assert units
     assert all(unit in modules for unit in units)
     trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    encoder = objective.encoder_for_export
+    mine = {id(dict(encoder.named_parameters())[name]) for name in encoder.no_decay()}
+    exempt = decay_groups(objective, objective.no_decay())[1]["params"]
     assert objective.no_decay() <= trained
+    assert mine <= {id(parameter) for parameter in exempt}  # what the encoder asks for reaches the optimizer
 
 
 def test_state_survives_and_evaluation_needs_no_keys(pair: tuple[str, str], objective: Objective) -> None:
@@ -133,7 +138,9 @@ def test_state_survives_and_evaluation_needs_no_keys(pair: tuple[str, str], obje
     again.eval()
     batch = batch_for(objective)
     assert torch.equal(objective(batch, PROGRESS).loss, again(batch, PROGRESS).loss)
-    assert objective.illustrate(batch)
+    pictures = objective.illustrate(batch)
+    assert pictures
+    assert all(picture.dtype == torch.uint8 and picture.shape[1] == 3 * 32 for picture in pictures.values())
 
 
 # ── encoders alone ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -193,8 +200,12 @@ def test_after_pretraining_it_has_the_same_weights(encoder: Encoder) -> None:
     name = type(encoder).__name__
     names = {family("encoder", option): option for option in first_of_each("encoder")}
     arguments = dict(config(names[name], "mae").encoder) | encoder.after_pretraining
-    rebuilt = instantiate(arguments)
-    assert rebuilt.state_dict().keys() <= encoder.state_dict().keys()
+    rebuilt: Encoder = instantiate(arguments)
+    report = rebuilt.load_state_dict(encoder.state_dict(), strict=False)  # raises where shapes differ
+    assert not report.missing_keys
+    images = torch.randn(1, 3, 32, 32)
+    if not report.unexpected_keys and rebuilt.token_size == encoder.token_size:
+        assert torch.equal(rebuilt.eval()(images).patches, encoder(images).patches)
 
 
 # ── pairs that cannot work ───────────────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -98,6 +99,10 @@ def count(words: list[str]) -> None:
         words = [f"experiments=[{recipes[0]},{recipes[-1]}]", *words[1:]]
     result = run_script("flops", *words)
     assert result.returncode == 0, result.stderr
+    committed = json.loads((ROOT / "docs" / "measurements" / "flops.json").read_text())
+    out = next((word.partition("=")[2] for word in words if word.startswith("out=")), None)
+    for name, counts in json.loads(Path(out).read_text()).items() if out else []:
+        assert name == "run" or counts == committed[name], name
 
 
 def take_in(words: list[str]) -> None:

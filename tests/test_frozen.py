@@ -110,20 +110,44 @@ def test_what_is_neither_a_run_nor_an_export_is_refused(job: Job, tmp_path: Path
         load(job.out)
 
 
-def test_a_target_in_somebodys_files_is_not_built(job: Job, tmp_path: Path) -> None:
+RUNS_A_PROGRAM = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.SubprocessHandler"
+
+
+@pytest.mark.parametrize("target", ["subprocess.Popen", RUNS_A_PROGRAM, "torch.nn.Identity", "logging.FileHandler"])
+def test_a_target_in_somebodys_files_is_not_built(job: Job, tmp_path: Path, target: str) -> None:
     job.run("max_steps=1")
     path = job.out / "config.yaml"
-    path.write_text(path.read_text().replace("pretrain.encoder.vit.ViT", "subprocess.Popen"))
-    with pytest.raises(UserError, match="outside what may be built"):
+    original = path.read_text()
+    reason = r"outside what may be built|there is no such key|is no encoder|is missing"
+    path.write_text(original.replace("pretrain.encoder.vit.ViT", target))
+    with pytest.raises(UserError, match=reason):
+        load(job.out)
+    hidden = f"hidden:\n  _target_: {target}\n  filename: {tmp_path / 'marker'}\nencoder: ${{hidden}}\nunused:\n"
+    path.write_text(original.replace("encoder:\n", hidden))
+    with pytest.raises(UserError, match=reason):
         load(job.out)
     card = {"format": "timm", "run_id": "r", "step": 1, "view": {"size": 8}, "pool": "mean"}
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "pretrain.json").write_text(json.dumps(card | {"encoder": {"_target_": "subprocess.Popen"}}))
+    encoder = {"_target_": target, "entrypoint": "touch", "args": [str(tmp_path / "marker")]}
+    (tmp_path / "x" / "pretrain.json").write_text(json.dumps(card | {"encoder": encoder}))
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "x" / "model.safetensors")
-    with pytest.raises(UserError, match="outside what may be built"):
+    with pytest.raises(UserError, match="is not what an export wrote"):
         load(tmp_path / "x")
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("encoder", [None, {}, {"_target_": 3}, {"_target_": "pretrain.encoder.vit.ViT", "widht": 3}])
+def test_a_damaged_card_is_said(tmp_path: Path, encoder: object) -> None:
+    from safetensors.torch import save_file
+
+    card = {"format": "hf", "run_id": "r", "step": 1, "view": {"size": 8, "sise": 3}, "pool": "mean"}
+    (tmp_path / "pretrain.json").write_text(json.dumps(card | {"encoder": encoder}))
+    save_file({"cls_token": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError):
+        load(tmp_path)
 
 
 def test_unlabelled_samples_are_refused_by_name(job: Job) -> None:

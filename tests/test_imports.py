@@ -36,7 +36,7 @@ ALLOWED = {
     "assemble": {"config", "objective.objective"},
     "build": {"*"},
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
-    | {"trainer.checkpoint", "view"},
+    | {"signature", "trainer.checkpoint", "view"},
     "__main__": {"arguments", "build", "config", "data", "overrides", "plan"},
 }
 

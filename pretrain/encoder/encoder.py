@@ -11,6 +11,17 @@ from torch import Tensor, nn
 from pretrain.records import Randomness, Tokens
 
 
+def block_numbers(blocks: Sequence[int], depth: int) -> list[int]:
+    """The numbers of blocks from 0; negative ones count from the end.
+
+    Raises:
+        ValueError: there is no such block.
+    """
+    if wrong := [block for block in blocks if not -depth <= block < depth]:
+        raise ValueError(f"there are no blocks {wrong}: the encoder has {depth}, 0 to {depth - 1}, or −1 for the last")
+    return [block % depth for block in blocks]
+
+
 class Encoder(nn.Module, ABC):
     """A network that turns images into tokens. It has no classification head.
 
@@ -58,18 +69,21 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
-        """Tokens after each of the given blocks, after the final norm; −1 is the last block.
+        """Tokens after each of the given blocks, after the final norm, without drop path; −1 is the last block.
 
         Raises:
-            ValueError: a block's tokens are not as wide as the final norm.
+            ValueError: there is no such block, or its tokens are not as wide as the final norm.
         """
 
     @abstractmethod
     def feature_maps(self, images: Tensor, blocks: Sequence[int] | None = None) -> list[Tensor]:
         """Maps [B, D, rows, columns] after each of the given blocks, without a norm, for heads that predict densely.
 
-        By default those of a pyramid where the encoder has one (strides of 4, 8, 16 and 32 pixels), else of four
-        blocks at even distances.
+        By default those of a pyramid where the encoder has one (Hiera's, with all its poolings: strides of 4, 8, 16 and
+        32 pixels), else of four blocks at even distances. Nothing is dropped, not even while training.
+
+        Raises:
+            ValueError: there is no such block.
         """
 
     @abstractmethod

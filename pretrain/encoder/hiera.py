@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.encoder.encoder import Encoder
+from pretrain.encoder.encoder import Encoder, block_numbers
 from pretrain.nn.block import Mlp
 from pretrain.nn.drop_path import DropPath, Mode, draws, drop_path_notes, drop_path_problems, drop_paths
 from pretrain.nn.initialize import DefaultConv2d, initialize
 from pretrain.nn.mask_unit import MaskUnitAttention, cut, join, pool, roll, token_ids, unroll_order
 from pretrain.nn.patch import OverlappingPatchEmbed, grid_of
-from pretrain.nn.position import resize_windowed, tile
+from pretrain.nn.position import looked_up, resize_windowed, tile
 from pretrain.records import Problem, Randomness, Tokens, refuse
 
 
@@ -118,7 +118,7 @@ class Hiera(Encoder):
         super().__init__()
         first_tokens = (patch_kernel, patch_stride, patch_padding)
         sizes = (embed_dim, num_heads, stages, q_pool, mask_unit_size, mask_unit_attn, *first_tokens, mlp_ratio)
-        refuse(self, self.problems(img_size, in_chans, *sizes, global_pos_size, drop_path))
+        refuse(self, self.problems(img_size, in_chans, *sizes, global_pos_size, drop_path, drop_path_mode, position))
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size = (height, width)
         self.in_chans = in_chans
@@ -133,7 +133,7 @@ class Hiera(Encoder):
         self.mask_unit_size = mask_unit_size
         self.grid = (height // patch_stride, width // patch_stride)
         self.stage_ends = [sum(stages[: number + 1]) - 1 for number in range(len(stages))]
-        self.drop_path = drop_path
+        self.drop_rate = drop_path
 
         self.patch_embed = OverlappingPatchEmbed(*first_tokens, in_chans, embed_dim)
         if position == "absolute":
@@ -174,10 +174,14 @@ class Hiera(Encoder):
         mlp_ratio: float,
         global_pos_size: int,
         drop_path: float,
+        drop_path_mode: str,
+        position: str,
         **_: object,
     ) -> Iterator[Problem]:
         yield from OverlappingPatchEmbed.problems(patch_kernel, patch_stride, patch_padding)
-        yield from drop_path_problems(drop_path)
+        yield from drop_path_problems(drop_path, drop_path_mode)
+        if position not in ("absolute", "absolute_window"):
+            yield "position", "must be absolute or absolute_window"
         unit, sides = mask_unit_size * patch_stride, [img_size] if isinstance(img_size, int) else img_size
         if not isinstance(img_size, int) and len(img_size) != 2:
             yield "img_size", "must be one number or [height, width]"
@@ -206,14 +210,15 @@ class Hiera(Encoder):
         self, images: Tensor, visible_ids: Tensor | None = None, randomness: Randomness | None = None
     ) -> Tokens:
         fused = self.stage_ends[: len(self.multi_scale_fusion_heads)]
-        states = self._run(images, visible_ids, {*fused, self.stage_ends[-1]}, randomness)
+        drawn = draws(self.drop_rate, len(self.blocks), randomness) if self.training else None
+        states = self._run(images, visible_ids, {*fused, self.stage_ends[-1]}, drawn)
         x = states[self.stage_ends[-1]]
         for end, head in zip(fused, self.multi_scale_fusion_heads, strict=True):
             x = x + self._fuse(head, states[end])
         return self._tokens(x, images, whole=visible_ids is None)
 
     def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
-        wanted = [block % len(self.blocks) for block in blocks]
+        wanted = block_numbers(blocks, len(self.blocks))
         if narrow := [block for block in wanted if self.blocks[block].dim_out != self.embed_dim]:
             raise ValueError(
                 f"Hiera: the final norm does not fit the tokens of blocks {narrow}: take blocks from "
@@ -223,18 +228,17 @@ class Hiera(Encoder):
         return [self._tokens(states[block], images, whole=True) for block in wanted]
 
     def feature_maps(self, images: Tensor, blocks: Sequence[int] | None = None) -> list[Tensor]:
-        wanted = self.stage_ends if blocks is None else [block % len(self.blocks) for block in blocks]
+        wanted = self.stage_ends if blocks is None else block_numbers(blocks, len(self.blocks))
         states, units = self._run(images, None, set(wanted)), grid_of(images, self.mask_unit)
         return [join(states[block], units, self._levels_left(block)).permute(0, 3, 1, 2) for block in wanted]
 
     def _run(
-        self, images: Tensor, visible_ids: Tensor | None, wanted: set[int], randomness: Randomness | None = None
+        self, images: Tensor, visible_ids: Tensor | None, wanted: set[int], drawn: Tensor | None = None
     ) -> dict[int, Tensor]:
         """The tokens after the wanted blocks, in units and unrolled: number of the block → [B, K, T, D]."""
         x = self._embed(images, visible_ids)  # [B, K, mask_unit_size², D]
-        drawn = draws(self.drop_path, len(self.blocks), randomness) if self.training else None
         states = {}
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             x = block(x, None if drawn is None else drawn[:, number])
             if number in wanted:
                 states[number] = x
@@ -247,7 +251,7 @@ class Hiera(Encoder):
             return cut(self.patch_embed(images), units, side, self.levels) + positions
         ids = token_ids(visible_ids, units[1], side, self.levels)  # [B, K, T]
         patches = self.patch_embed.visible(images, visible_ids, self.mask_unit, ids.flatten(1))
-        return patches.unflatten(1, ids.shape[1:]) + positions[visible_ids]
+        return patches.unflatten(1, ids.shape[1:]) + looked_up(positions, visible_ids)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table of a grid of first tokens: [L, D]."""

@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pretrain.encoder.encoder import Encoder
+from pretrain.encoder.encoder import Encoder, block_numbers
 from pretrain.nn.block import Block, block_problems
 from pretrain.nn.drop_path import Mode, draws, drop_path_notes, drop_path_problems, drop_paths
 from pretrain.nn.initialize import Distribution, initialize
 from pretrain.nn.patch import PatchEmbed, grid_of
-from pretrain.nn.position import resize_table, sincos_2d
+from pretrain.nn.position import looked_up, resize_table, sincos_2d
 from pretrain.records import Problem, Randomness, Tokens, refuse
 
 
@@ -62,7 +62,21 @@ class ViT(Encoder):
         drop_path_mode: Mode = "sample",
     ) -> None:
         super().__init__()
-        refuse(self, self.problems(img_size, patch_size, embed_dim, depth, num_heads, in_chans, mlp_ratio, drop_path))
+        refuse(
+            self,
+            self.problems(
+                img_size,
+                patch_size,
+                embed_dim,
+                depth,
+                num_heads,
+                in_chans,
+                mlp_ratio,
+                drop_path,
+                drop_path_mode,
+                position,
+            ),
+        )
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size = (height, width)
         self.in_chans = in_chans
@@ -98,10 +112,14 @@ class ViT(Encoder):
         in_chans: int,
         mlp_ratio: float,
         drop_path: float,
+        drop_path_mode: str,
+        position: str,
         **_: object,
     ) -> Iterator[Problem]:
         yield from block_problems(embed_dim, depth, num_heads, mlp_ratio)
-        yield from drop_path_problems(drop_path)
+        yield from drop_path_problems(drop_path, drop_path_mode)
+        if position not in ("fixed", "learned"):
+            yield "position", "must be fixed or learned"
         if in_chans < 1:
             yield "in_chans", "must be at least 1"
         sides = [img_size] if isinstance(img_size, int) else list(img_size)
@@ -134,9 +152,9 @@ class ViT(Encoder):
     def _states(self, images: Tensor, blocks: Sequence[int]) -> tuple[list[Tensor], tuple[int, int]]:
         """The tokens [B, 1 + L, D] after each of the blocks, and their grid."""
         x, grid = self._embed(images, None)
-        wanted = [block % len(self.blocks) for block in blocks]
+        wanted = block_numbers(blocks, len(self.blocks))
         states = {}
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             x = block(x)
             if number in wanted:
                 states[number] = x
@@ -145,7 +163,7 @@ class ViT(Encoder):
     def _embed(self, images: Tensor, visible_ids: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         grid = grid_of(images, self.mask_unit)
         positions = resize_table(self.pos_embed[0, 1:], self.grid, grid, self.position_offset)  # [L, D]
-        positions = positions if visible_ids is None else positions[visible_ids]  # [B, K, D]
+        positions = positions if visible_ids is None else looked_up(positions, visible_ids)  # [B, K, D]
         patches = self.patch_embed(images, visible_ids) + positions
         cls = self.cls_token + self.pos_embed[:, :1]
         return torch.cat([cls.expand(patches.shape[0], -1, -1), patches], dim=1), grid  # [B, 1 + K, D]

@@ -13,6 +13,7 @@ from pretrain.records import UserError
 NAME = "pretrain.json"
 FORMATS = ("timm", "hf", "onnx", "official")
 PARTS = ("encoder", "objective")
+FAMILIES = ("ViT", "Hiera")  # classes of encoders that other systems have, too
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,33 @@ class Card:
         return json.dumps(asdict(self), indent=1)
 
 
+def refuse_unit(encoder: dict[str, Any], system: str) -> None:
+    """Raises UserError if other codes of Hiera would take other tokens for a mask unit than ours does."""
+    side = 2 ** (len(encoder["stages"]) - 1)
+    if encoder["mask_unit_size"] != side:
+        raise UserError(
+            f"encoder.mask_unit_size={encoder['mask_unit_size']}: {system} puts units in the right order only with "
+            f"{side} tokens a side for {len(encoder['stages'])} stages; use format=onnx"
+        )
+
+
+def refuse_others(card: Card, wanted: dict[str, Any], system: str) -> None:
+    """Raises UserError with every setting of a card that a system cannot say.
+
+    Args:
+        wanted: by keys like `encoder.norm_eps` or `objective.decoder.position`, the only values that it can say.
+    """
+    wrong = []
+    for key, value in wanted.items():
+        there: Any = {"encoder": card.encoder, "objective": card.objective}
+        for name in key.split("."):
+            there = (there or {}).get(name)
+        if there != value:
+            wrong.append(f"{key}={there}: {system} has {value} alone")
+    if wrong:
+        raise UserError("\n".join(wrong))
+
+
 def refuse_family(card: Card, families: Iterable[str], system: str) -> None:
     """Raises UserError if a system cannot say such an encoder."""
     package, _, name = str(card.encoder["_target_"]).rpartition(".")
@@ -67,6 +95,8 @@ def read(folder: Path) -> Card | None:
         card = Card(**json.loads(path.read_text(encoding="utf-8")))
         if card.format not in FORMATS or card.part not in PARTS:
             raise ValueError
+        if card.format != "onnx":
+            refuse_family(card, FAMILIES, card.format)
         return card
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"`{path}` is not what an export wrote") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from types import ModuleType
@@ -79,7 +80,12 @@ def difference(folder: Path, model: nn.Module) -> float:
             FORMATS[card.format].ours(card, model, images),
             FORMATS[card.format].theirs(folder, card, images),
         )
-    return ((ours - theirs).abs().max() / ours.abs().max()).item()
+    return relative(ours, theirs)
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """The greatest difference over the greatest value; infinite if the shapes differ."""
+    return ((ours - theirs).abs().max() / ours.abs().max()).item() if ours.shape == theirs.shape else math.inf
 
 
 def _refuse_foreign(target: Path, card: Card) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from pretrain.encoder.encoder import Encoder
 from pretrain.interop import huggingface, official, timm, weights
+from pretrain.interop.card import Card
+from pretrain.interop.export import TOLERANCE, relative
+from pretrain.interop.tokens import all_tokens
 from pretrain.records import UserError
 
 Source = Literal["timm", "hf", "official"]
@@ -31,6 +36,8 @@ def load_into(encoder: Encoder, source: Source, path: Path) -> list[str]:
     family = type(encoder).__name__
     try:
         state, left = _read(source, family, path)
+    except UserError:
+        raise
     except ValueError as failure:
         raise UserError(f"weights={path}: these are no {source} weights of a {family}: {failure}") from None
     wanted = {key: tuple(value.shape) for key, value in encoder.state_dict().items()}
@@ -39,6 +46,44 @@ def load_into(encoder: Encoder, source: Source, path: Path) -> list[str]:
         raise UserError(f"weights={path}: they do not fit this encoder:\n" + "\n".join(_differences(wanted, there)))
     encoder.load_state_dict(state)
     return left
+
+
+def difference(encoder: Encoder, card: Card, source: Source, path: Path) -> float | None:
+    """How far the encoder's features are from those that the source's own library computes from the source's files.
+
+    Shapes do not show everything: heads, the ε of norms, and what attends where stand in `config.json`.
+
+    Returns:
+        The greatest difference over the greatest feature; None if the source has no `config.json` to build from.
+    """
+    folder = path if path.is_dir() else path.parent
+    if source == "official" or not (folder / "config.json").is_file():
+        return None
+    shape = (2, encoder.in_chans, *encoder.img_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if source == "timm":
+            theirs = timm.theirs(folder, card, images)
+        else:
+            theirs = huggingface.theirs(folder, card, images, alone=False)
+        return relative(all_tokens(encoder.eval(), images), theirs)
+
+
+def refuse_other_features(found: float | None, path: Path) -> None:
+    """Raises UserError if features differ from the source's."""
+    if found is not None and not found <= TOLERANCE:
+        raise UserError(
+            f"weights={path}: features differ from those of the source by {found:.1e} of the greatest, more than "
+            f"{TOLERANCE}: its config.json says other heads, norms or sizes than `encoder`; compare them"
+        )
+
+
+def identity(source: Source, path: Path) -> str:
+    """What stands for the run that made published weights: two files never have the same."""
+    file = path / weights.NAME if path.is_dir() else path
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return f"{source}:{path.name}:{digest[:12]}"
 
 
 def _read(source: Source, family: str, path: Path) -> tuple[dict[str, Tensor], list[str]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.interop import huggingface_hiera, huggingface_vit, weights
 from pretrain.interop.card import Card, read, refuse_family
+from pretrain.records import UserError
 from pretrain.view.spec import pair
 
 _FAMILIES: dict[str, ModuleType] = {"ViT": huggingface_vit, "Hiera": huggingface_hiera}
@@ -38,7 +39,10 @@ def to_ours(folder: Path) -> dict[str, Tensor]:
     """The encoder's state in an export, under our names."""
     card = read(folder)
     assert card is not None
-    return from_hf(card.family, weights.load(folder), weights.description(folder))[0]
+    try:
+        return from_hf(card.family, weights.load(folder), weights.description(folder))[0]
+    except ValueError as failure:
+        raise UserError(f"`{folder}` is not what an export wrote: {failure}") from None
 
 
 def from_hf(family: str, state: dict[str, Tensor], config: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
@@ -57,30 +61,40 @@ def ours(card: Card, model: nn.Module, images: Tensor) -> Tensor:
     return result
 
 
-def theirs(folder: Path, card: Card, images: Tensor) -> Tensor:
+def theirs(folder: Path, card: Card, images: Tensor, alone: bool = True) -> Tensor:
     """All tokens of normalised images (of an autoencoder: its predictions) by transformers itself.
+
+    Args:
+        folder: an export, or what others published.
+        card: what it holds.
+        images: [B, C, H, W].
+        alone: whether the file may hold nothing else.
 
     Raises:
         RuntimeError: a key of the model is missing in the file, or the file has one too many.
     """
-    result: Tensor = _FAMILIES[card.family].theirs(partial(_load, folder), card, images)
+    result: Tensor = _FAMILIES[card.family].theirs(partial(_load, folder, alone), card, images)
     return result
 
 
-def _load(folder: Path, kind: Any, **arguments: Any) -> Any:
+def _load(folder: Path, alone: bool, kind: Any, **arguments: Any) -> Any:
     model, report = kind.from_pretrained(folder, output_loading_info=True, **arguments)
-    if report["missing_keys"] or report["unexpected_keys"]:
+    if alone and (report["missing_keys"] or report["unexpected_keys"]):
         raise RuntimeError(f"missing {sorted(report['missing_keys'])}, unexpected {sorted(report['unexpected_keys'])}")
     return model.eval()
 
 
 def _processor(card: Card) -> dict[str, Any]:
+    """The evaluation crop: the short side resized, the centre cut out."""
     height, width = pair(card.encoder["img_size"])
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": height, "width": width},
+        "size": {"shortest_edge": round(min(height, width) / card.view["crop_ratio"])},
         "resample": _RESAMPLE[card.view["interpolation"]],
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

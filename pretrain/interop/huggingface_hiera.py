@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.interop.card import Card
+from pretrain.interop.card import Card, refuse_others, refuse_unit
 from pretrain.interop.rename import rename
-from pretrain.interop.timm import refuse_unit
 from pretrain.interop.tokens import all_tokens
 from pretrain.records import UserError
 from pretrain.view.spec import pair
@@ -67,19 +66,17 @@ def refuse(card: Card) -> None:
 
 
 def _refuse_objective(card: Card) -> None:
-    objective = card.objective or {}
-    wanted = {"pixel_order": "chw", "decoder.position": "learned", "decoder.mlp_ratio": card.encoder["mlp_ratio"]}
-    wanted |= {"decoder.norm_eps": card.encoder["norm_eps"]}
-    there = objective | {f"decoder.{name}": value for name, value in objective.get("decoder", {}).items()}
-    wrong = [
-        f"objective.{name}={there.get(name)} (not {value})"
-        for name, value in wanted.items()
-        if there.get(name) != value
-    ]
-    if not card.encoder["multi_scale_fusion"]:
-        wrong.append("encoder.multi_scale_fusion=False (not True)")
-    if wrong:
-        raise UserError("part=objective: transformers' HieraForPreTraining cannot say " + ", ".join(wrong))
+    size = list(pair(card.encoder["img_size"]))
+    if list(pair(card.view["size"])) != size:
+        raise UserError(f"objective.view.size={card.view['size']}: transformers has that of encoder.img_size={size}")
+    wanted = {
+        "encoder.multi_scale_fusion": True,
+        "objective.pixel_order": "chw",
+        "objective.decoder.position": "learned",
+    }
+    wanted |= {"objective.decoder.mlp_ratio": card.encoder["mlp_ratio"]}
+    wanted |= {"objective.decoder.norm_eps": card.encoder["norm_eps"]}
+    refuse_others(card, wanted, "transformers' HieraForPreTraining")
 
 
 def to_theirs(card: Card, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -122,12 +119,32 @@ def from_theirs(state: dict[str, Tensor], config: dict[str, Any]) -> tuple[dict[
     if "depths" not in config:
         raise ValueError("its config.json says no `depths`")
     ours, starts = {}, [0, *itertools.accumulate(config["depths"])]
-    for key in state.keys() - set(left):
+    for key in [key for key in state if key not in left]:
         name = re.sub(r"^encoder_norm\.", "pooler.layernorm.", key).removeprefix("hiera.")
         if match := re.fullmatch(r"encoder\.stages\.(\d+)\.layers\.(\d+)(\..+)", name):
+            if int(match[1]) >= len(config["depths"]):
+                raise ValueError(f"`{key}` is of a stage that its config.json does not have")
             name = f"encoder.stages.layers.{starts[int(match[1])] + int(match[2])}{match[3]}"
         ours[rename(name, back)] = state[key]
+    if len(ours) + len(left) != len(state):
+        raise ValueError("it holds a final norm under two names")
     return ours, left
+
+
+def objective_from_theirs(objective: nn.Module, stages: Sequence[int], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of our autoencoder from that of `HieraForPreTraining`.
+
+    Args:
+        objective: of the same sizes; says which names there are.
+        stages: blocks of each stage of its encoder.
+
+    Raises:
+        ValueError: a key is missing, or one too many.
+    """
+    names = {key: _objective_key(key, stages) for key in objective.state_dict()}
+    if differ := sorted(state.keys() ^ set(names.values())):
+        raise ValueError(f"{len(differ)} keys are missing or too many, first `{differ[0]}`")
+    return {key: state[name] for key, name in names.items()}
 
 
 def configuration(card: Card) -> dict[str, Any]:
@@ -149,7 +166,7 @@ def configuration(card: Card) -> dict[str, Any]:
         "patch_size": [encoder["patch_kernel"]] * 2,
         "patch_stride": [encoder["patch_stride"]] * 2,
         "patch_padding": [encoder["patch_padding"]] * 2,
-        "mlp_ratio": encoder["mlp_ratio"],
+        "mlp_ratio": float(encoder["mlp_ratio"]),
         "drop_path_rate": 0.0,
         "hidden_act": "gelu",
         "layer_norm_eps": encoder["norm_eps"],

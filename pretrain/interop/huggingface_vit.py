@@ -54,7 +54,11 @@ def to_theirs(card: Card, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_theirs(state: dict[str, Tensor], config: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The encoder's state under our names, and the keys that are left out: classifier, pooler, decoder."""
+    """The encoder's state under our names, and the keys that are left out: classifier, pooler, decoder.
+
+    Raises:
+        ValueError: a key is unknown or missing.
+    """
     back = {theirs: ours for ours, theirs in _RENAMES.items()}
     left = [key for key in state if key.startswith(_LEFT)]
     kept = {key.removeprefix("vit."): value for key, value in state.items() if key not in left}
@@ -64,7 +68,10 @@ def from_theirs(state: dict[str, Tensor], config: dict[str, Any]) -> tuple[dict[
         if match is None:
             ours[rename(key, back)] = tensor
         elif match[2] == "query":
-            parts = [kept[key.replace(".query.", f".{name}.")] for name in _QKV]
+            names = [key.replace(".query.", f".{name}.") for name in _QKV]
+            if missing := [name for name in names if name not in kept]:
+                raise ValueError(f"`{missing[0]}` is missing")
+            parts = [kept[name] for name in names]
             ours[f"blocks.{match[1]}.attn.qkv.{match[3]}"] = torch.cat(parts)
     return ours, left
 

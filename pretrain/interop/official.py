@@ -11,12 +11,12 @@ import argparse
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.interop.card import Card, read, refuse_family
-from pretrain.interop.timm import refuse_unit
+from pretrain.interop.card import Card, read, refuse_family, refuse_others, refuse_unit
 from pretrain.nn.position import sincos_2d
 from pretrain.records import UserError
 from pretrain.view.spec import pair
@@ -42,14 +42,18 @@ _OUTER = {"ViT": "model", "Hiera": "model_state"}  # the key of the weights in a
 def refuse(card: Card) -> None:
     """Raises UserError if the original codes cannot say this."""
     refuse_family(card, _OUTER, "the original codes")
-    if card.family == "Hiera":
+    hiera = card.family == "Hiera"
+    wanted: dict[str, Any] = {"encoder.norm_eps": 1e-6}
+    wanted |= {"encoder.position": "absolute"} if hiera else {"encoder.qkv_bias": True}
+    if hiera:
         refuse_unit(card.encoder, "the original code")
-        position = (card.objective or {}).get("decoder", {}).get("position")
-        if card.part == "objective" and (position != "learned" or not card.encoder["multi_scale_fusion"]):
-            raise UserError(
-                "part=objective: the original autoencoder has learned positions and multi-scale fusion: "
-                "objective.decoder.position=learned, encoder.multi_scale_fusion=true"
-            )
+    if card.part == "objective":
+        wanted |= {"objective.decoder.norm_eps": 1e-6, "objective.decoder.mlp_ratio": card.encoder["mlp_ratio"]}
+        wanted |= {"objective.view.size": card.encoder["img_size"]}
+        wanted |= {"objective.pixel_order": "chw" if hiera else "hwc"}
+        wanted |= {"objective.decoder.position": "learned" if hiera else "fixed"}
+        wanted |= {"encoder.multi_scale_fusion": True} if hiera else {"encoder.position": "fixed"}
+    refuse_others(card, wanted, "the original code")
 
 
 def fill(folder: Path, card: Card, model: nn.Module) -> None:
@@ -75,8 +79,13 @@ def load(path: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # their training runs store their arguments
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as failure:
-        raise UserError(f"`{path}` cannot be read: {str(failure).splitlines()[0]}") from None
+    except OSError as failure:
+        raise UserError(f"`{path}` cannot be read: {failure.strerror or failure}") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError):
+        raise UserError(
+            f"`{path}` cannot be read: it is damaged, no file of torch, or holds more than tensors and settings, which "
+            "could run when it is read"
+        ) from None
     for key in (*_OUTER.values(), "state_dict", "teacher"):  # of DINO's two networks the one that is used
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -94,6 +103,10 @@ def from_official(family: str, state: dict[str, Tensor]) -> tuple[dict[str, Tens
     if family == "Hiera":
         return hiera_from_official(state)
     plain = {re.sub(r"^(?:module\.)?(?:backbone\.)?", "", key): tensor for key, tensor in state.items()}
+    if len(plain) != len(state):
+        raise ValueError("it holds names with and without `module.` or `backbone.`")
+    if any(key.startswith("fc_norm.") for key in plain):
+        raise ValueError("it is fine-tuned with a norm of its own after pooling (`fc_norm`), and has no final norm")
     left = [key for key in plain if key.startswith(("head.", "decoder_", "mask_token"))]
     ours = mae_from_official({key: tensor for key, tensor in plain.items() if key not in left})
     return {key.removeprefix("encoder."): tensor for key, tensor in ours.items()}, left
@@ -103,14 +116,19 @@ def ours(card: Card, model: nn.Module, images: Tensor) -> Tensor:
     """What `theirs` is compared with: all weights in one row, sorted by name. That they mean the same to the original
     code is shown by its own outputs, which our models equal.
     """
-    state = _to_official(card, model)
-    return torch.cat([state[key].detach().float().flatten() for key in sorted(state)])
+    return _row(model.state_dict())
 
 
 def theirs(folder: Path, card: Card, images: Tensor) -> Tensor:
-    """All weights that the file holds, in one row."""
+    """All weights that the file holds, under our names again, in one row."""
     state = load(folder / _NAME)
-    return torch.cat([state[key].flatten() for key in sorted(state)])
+    if card.part == "encoder":
+        return _row(from_official(card.family, state)[0])
+    return _row(hiera_mae_from_official(state) if card.family == "Hiera" else mae_from_official(state))
+
+
+def _row(state: dict[str, Tensor]) -> Tensor:
+    return torch.cat([state[key].detach().float().flatten() for key in sorted(state)])
 
 
 def _to_official(card: Card, model: nn.Module) -> dict[str, Tensor]:

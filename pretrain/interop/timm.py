@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pretrain.encoder.encoder import Encoder
 from pretrain.interop import weights
-from pretrain.interop.card import Card, refuse_family
+from pretrain.interop.card import FAMILIES, Card, refuse_family, refuse_unit
 from pretrain.interop.tokens import all_tokens
 from pretrain.records import UserError
 from pretrain.view.spec import pair
@@ -35,7 +35,7 @@ _HIERA = {
 
 def refuse(card: Card) -> None:
     """Raises UserError if timm cannot say this."""
-    refuse_family(card, ("ViT", "Hiera"), "timm")
+    refuse_family(card, FAMILIES, "timm")
     encoder = card.encoder
     if card.part != "encoder":
         raise UserError("part=objective: timm has no autoencoders; take format=hf or format=official")
@@ -46,16 +46,6 @@ def refuse(card: Card) -> None:
         )
     if card.family == "Hiera":
         refuse_unit(encoder, "timm")
-
-
-def refuse_unit(encoder: dict[str, Any], system: str) -> None:
-    """Raises UserError if other codes of Hiera would take other tokens for a mask unit than ours does."""
-    side = 2 ** (len(encoder["stages"]) - 1)
-    if encoder["mask_unit_size"] != side:
-        raise UserError(
-            f"encoder.mask_unit_size={encoder['mask_unit_size']}: {system} puts units in the right order only with "
-            f"{side} tokens a side for {len(encoder['stages'])} stages"
-        )
 
 
 def fill(folder: Path, card: Card, encoder: Encoder) -> None:
@@ -72,10 +62,18 @@ def to_ours(folder: Path) -> dict[str, Tensor]:
 
 
 def from_timm(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The encoder's state under our names, and the keys of a classifier, which are left out."""
+    """The encoder's state under our names, and the keys of a classifier, which are left out.
+
+    Raises:
+        ValueError: there is no final norm, or there are two.
+    """
     left = [key for key in state if key.startswith(("head.fc.", "head.weight", "head.bias"))]
-    kept = {key: value for key, value in state.items() if key not in left}
-    return {key.removeprefix("head."): value for key, value in kept.items()}, left
+    if any(key.startswith("fc_norm.") for key in state):
+        raise ValueError("it is fine-tuned with a norm of its own after pooling (`fc_norm`), and has no final norm")
+    ours = {key.removeprefix("head."): value for key, value in state.items() if key not in left}
+    if len(ours) + len(left) != len(state):
+        raise ValueError("it holds both `norm` and `head.norm`")
+    return ours, left
 
 
 def configuration(card: Card) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pretrain.records import UserError
 
-_NAME = "model.safetensors"
+NAME = "model.safetensors"
 
 
 def save(folder: Path, tensors: dict[str, Tensor], descriptions: dict[str, dict[str, Any]]) -> None:
     """Writes weights in float32 and the json files that describe them, file name → content."""
     whole = {key: tensor.detach().float().contiguous() for key, tensor in tensors.items()}
-    save_file(whole, folder / _NAME, metadata={"format": "pt"})
-    (folder / _NAME).chmod(0o644)  # safetensors leaves it to its owner alone
+    save_file(whole, folder / NAME, metadata={"format": "pt"})
+    (folder / NAME).chmod(0o644)  # safetensors leaves it to its owner alone
     for name, content in descriptions.items():
         (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
@@ -31,9 +31,9 @@ def load(folder: Path) -> dict[str, Tensor]:
         UserError: they are not there, or damaged.
     """
     try:
-        return load_file(folder / _NAME)
+        return load_file(folder / NAME)
     except (FileNotFoundError, SafetensorError) as failure:
-        raise UserError(f"`{folder}` is no whole export: {_NAME}: {failure}") from None
+        raise UserError(f"`{folder}` is no whole export: {NAME}: {failure}") from None
 
 
 def load_file_of(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ block, branch), so it is the same in any batch, on any rank and after any restar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ class DropPath(nn.Module):
     Args:
         rate: probability of leaving a branch out.
         mode: `sample`: each sample decides for itself, and all are computed. `subset`: a branch is computed for a
-            fixed share of the micro-batch alone, ⌊B·(1 − rate)⌋ samples but at least one (as DINOv2 does it,
-            arXiv 2304.07193, §5), which saves its work, is equal in expectation, and depends on who else is in the
+            fixed share of the micro-batch alone, B·(1 − rate) samples rounded, but at least one (after DINOv2, arXiv
+            2304.07193, §5), which saves its work, is equal in expectation, and depends on who else is in the
             micro-batch.
     """
 
@@ -46,16 +46,16 @@ class DropPath(nn.Module):
         if draw is None or self.rate == 0:
             return x + branch(inputs)
         if self.mode == "sample":
-            scale = (draw >= self.rate).to(x.dtype) / (1 - self.rate)
-            return x + branch(inputs) * scale.view(-1, *[1] * (x.ndim - 1))
-        kept = max(1, int(len(draw) * (1 - self.rate)))
+            keep = (draw >= self.rate).view(-1, *[1] * (x.ndim - 1))
+            return x + torch.where(keep, branch(inputs) * (1 / (1 - self.rate)), 0)
+        kept = max(1, round(len(draw) * (1 - self.rate)))
         ids = draw.argsort(descending=True, stable=True)[:kept]
         return x.index_add(0, ids, branch(inputs[ids]).to(x.dtype), alpha=len(draw) / kept)
 
 
 def drop_paths(rate: float, mode: Mode, depth: int) -> list[DropPath]:
     """One for each block: rates grow evenly from 0 at the first block to `rate` at the last, as in the originals."""
-    return [DropPath(one, mode) for one in torch.linspace(0, rate, depth, device="cpu").tolist()]
+    return [DropPath(one, mode) for one in torch.linspace(0, rate, depth, dtype=torch.float64, device="cpu").tolist()]
 
 
 def draws(rate: float, depth: int, randomness: Randomness | None) -> Tensor | None:
@@ -71,10 +71,12 @@ def draws(rate: float, depth: int, randomness: Randomness | None) -> Tensor | No
     return uniform(randomness.seed, Purpose.DROP_PATH, randomness.number, 2 * depth).unflatten(1, (depth, 2))
 
 
-def drop_path_problems(drop_path: float) -> Iterator[Problem]:
-    """What is wrong with an encoder's `drop_path`."""
+def drop_path_problems(drop_path: float, drop_path_mode: str) -> Iterator[Problem]:
+    """What is wrong with an encoder's `drop_path` and `drop_path_mode`."""
     if not 0 <= drop_path < 1:
         yield "drop_path", "must be at least 0 and below 1"
+    if drop_path_mode not in get_args(Mode):
+        yield "drop_path_mode", f"must be one of {', '.join(get_args(Mode))}"
 
 
 def drop_path_notes(rate: float, mode: Mode) -> tuple[str, ...]:

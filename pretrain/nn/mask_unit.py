@@ -8,25 +8,23 @@ and again.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor, nn
 
 from pretrain.nn.attention import attend
 
 
-@functools.lru_cache(maxsize=64)
 def unroll_order(side: int, levels: int, device: torch.device | str = "cpu") -> Tensor:
     """The tokens of a unit of side² in unrolled order: [side²] int64 numbers, counted row by row.
 
-    `levels` times they can be pooled; `side` is a multiple of 2^levels. The caller must not write to the result.
+    `levels` times they can be pooled; `side` is a multiple of 2^levels. Made anew each time: a tensor kept from one
+    call to the next would be a wrong one after tracing or inference mode.
     """
-    ids = torch.arange(side * side, device="cpu").view(side, side)
+    ids = torch.arange(side * side, device=device).view(side, side)
     for _ in range(levels):
         ids = ids.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # […, rows, 2, columns, 2]
         ids = ids.movedim((-3, -1), (-4, -3))  # […, 2, 2, rows, columns]
-    return ids.flatten().to(device)
+    return ids.flatten()
 
 
 def cut(tokens: Tensor, units: tuple[int, int], side: int, levels: int) -> Tensor:

@@ -40,7 +40,7 @@ def patchify(images: Tensor, side: int, ids: Tensor | None = None, order: PixelO
     """
     rows, columns = grid_of(images, side)
     batch, channels = images.shape[:2]
-    squares = images.view(batch, channels, rows, side, columns, side)
+    squares = images.reshape(batch, channels, rows, side, columns, side)
     squares = squares.permute((0, 2, 4, 1, 3, 5) if order == "chw" else (0, 2, 4, 3, 5, 1))  # [B, rows, columns, …]
     if ids is None:
         return squares.reshape(batch, rows * columns, -1)
@@ -97,7 +97,7 @@ class OverlappingPatchEmbed(nn.Module):
     def problems(patch_kernel: int, patch_stride: int, patch_padding: int) -> Iterator[Problem]:
         if patch_stride < 1:
             yield "patch_stride", "must be at least 1"
-        elif not patch_kernel - patch_stride <= 2 * patch_padding < patch_kernel:
+        elif patch_padding < 0 or not patch_kernel - patch_stride <= 2 * patch_padding < patch_kernel:
             yield (
                 "patch_padding",
                 f"must make one token of `patch_stride` (={patch_stride}) pixels: `patch_kernel` (={patch_kernel}) − "
@@ -134,5 +134,5 @@ def only_visible(images: Tensor, visible_ids: Tensor, mask_unit: int) -> Tensor:
     rows, columns = grid_of(images, mask_unit)
     visible = torch.zeros(len(images), rows * columns, dtype=torch.bool, device=images.device)
     visible = visible.scatter(1, visible_ids, True).view(-1, 1, rows, 1, columns, 1)
-    squares = images.view(*images.shape[:2], rows, mask_unit, columns, mask_unit)
-    return torch.where(visible, squares, 0).view_as(images)
+    squares = images.reshape(*images.shape[:2], rows, mask_unit, columns, mask_unit)
+    return torch.where(visible, squares, 0).reshape(images.shape)

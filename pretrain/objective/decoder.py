@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.nn.block import Block, block_problems
 from pretrain.nn.initialize import initialize
-from pretrain.nn.position import resize_table, sincos_2d
+from pretrain.nn.position import looked_up, resize_table, sincos_2d
 from pretrain.records import Problem, Tokens, refuse
 
 
@@ -85,10 +85,10 @@ class Decoder(nn.Module):
 
     def _sequence(self, tokens: Tokens, visible_ids: Tensor, masked_ids: Tensor) -> Tensor:
         table = self._positions(tokens.grid, visible_ids.device)  # [L, D]
-        parts = [self.mask_token + table[masked_ids]]
+        parts = [self.mask_token + looked_up(table, masked_ids)]
         if tokens.cls is not None:
             parts.append(self.embed(tokens.cls)[:, None])  # its position is zero
-        parts.append(self.embed(tokens.patches) + table[visible_ids])
+        parts.append(self.embed(tokens.patches) + looked_up(table, visible_ids))
         return torch.cat(parts, dim=1)
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pretrain.assemble import instantiate
 from pretrain.encoder.hiera import Hiera
+from pretrain.nn.drop_path import draws
 from pretrain.nn.mask_unit import MaskUnitAttention, pool
 from pretrain.overrides import composed
 from pretrain.records import Randomness
@@ -205,6 +206,54 @@ def test_drop_path_is_drawn_for_each_sample_whatever_the_batch() -> None:
         encoder.train()(images)
 
 
+def test_drop_path_reaches_every_branch_by_its_own_draw_and_rate() -> None:
+    """Block by block, written out: rates grow evenly; both branches, at the start of a stage too, have their draws."""
+    encoder, rate = small(drop_path=0.6).train(), 0.6
+    images, randomness = torch.randn(6, 3, 64, 64), Randomness(11, torch.arange(6))
+    drawn = draws(rate, 5, randomness)
+    assert drawn is not None
+    x = encoder._embed(images, None)
+    for number, block in enumerate(encoder.blocks):
+        share = rate * number / 4
+        keep = ((drawn[:, number] >= share) / (1 - share)).view(6, 2, 1, 1, 1)
+        normed = block.norm1(x)
+        shortcut = pool(block.proj(normed), int(block.attn.pooled)) if hasattr(block, "proj") else x
+        x = shortcut + keep[:, 0] * block.attn(normed)
+        x = x + keep[:, 1] * block.mlp(block.norm2(x))
+    torch.testing.assert_close(encoder(images, randomness=randomness).patches, encoder._tokens(x, images, True).patches)
+    other = encoder(images, randomness=Randomness(12, torch.arange(6))).patches
+    assert not torch.allclose(other, encoder(images, randomness=randomness).patches, atol=1e-3)
+
+
+def test_oblong_images_are_masked_in_place() -> None:
+    """Shown as a whole or unit by unit, an image of 2 × 3 units gives the same tokens."""
+    for options in ({"q_pool": 3}, {"q_pool": 2, "multi_scale_fusion": True}, {"position": "absolute_window"}):
+        encoder = small(**options)
+        images = torch.randn(2, 3, 32, 48)
+        side, whole = encoder.mask_unit // encoder.token_size, encoder(images).patches
+        units = whole.unflatten(1, (2, side, 3, side)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
+        order = torch.tensor([[5, 0, 3, 1, 4, 2], [2, 4, 0, 5, 1, 3]])
+        shown = encoder(images, order).patches.unflatten(1, (6, side * side))
+        expected = units[torch.arange(2)[:, None], order]
+        torch.testing.assert_close(shown, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_features_drop_nothing_and_know_their_blocks() -> None:
+    encoder, images = small(drop_path=0.9), torch.randn(1, 3, 64, 64)
+    still = encoder.feature_maps(images)
+    moving = encoder.train().feature_maps(images)  # a head may be trained on it
+    assert all(torch.equal(one, other) for one, other in zip(still, moving, strict=True))
+    assert torch.equal(encoder.intermediate(images, [-1])[0].patches, encoder.eval()(images).patches)
+    with pytest.raises(ValueError, match=r"there are no blocks \[5, -6\]: the encoder has 5, 0 to 4"):
+        encoder.feature_maps(images, [0, 5, -6])
+
+
+def test_images_in_any_memory_layout_are_taken() -> None:
+    encoder, images, visible = small(), torch.randn(2, 3, 64, 64), torch.tensor([[0, 7], [3, 9]])
+    turned = images.transpose(2, 3).contiguous().transpose(2, 3)
+    assert torch.equal(encoder(turned, visible).patches, encoder(images, visible).patches)
+
+
 def test_subset_drop_path_says_what_it_depends_on() -> None:
     assert small(drop_path=0.2).notes == ()
     assert "depends on the micro-batch" in small(drop_path=0.2, drop_path_mode="subset").notes[0]
@@ -260,7 +309,10 @@ def test_pooling_takes_gradients_to_the_greatest_query() -> None:
         ({"mask_unit_attn": [True]}, "`mask_unit_attn` must say true or false for each of the 4 `stages`"),
         ({"num_heads": 5}, r"`num_heads` must divide `embed_dim` \(=96\)"),
         ({"patch_padding": 1}, "`patch_padding` must make one token of `patch_stride`"),
+        ({"patch_padding": -1}, "`patch_padding` must make one token of `patch_stride`"),
         ({"drop_path": 1.0}, "`drop_path` must be at least 0 and below 1"),
+        ({"drop_path_mode": "batch"}, "`drop_path_mode` must be one of sample, subset"),
+        ({"position": "relative"}, "`position` must be absolute or absolute_window"),
         ({"stages": [], "img_size": 5}, "img_size.*; .*stages"),
     ],
 )

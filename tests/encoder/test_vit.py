@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pretrain.encoder.vit import ViT
+from pretrain.nn.drop_path import draws
 from pretrain.records import Randomness
 
 
@@ -70,6 +71,22 @@ def test_drop_path_is_drawn_for_each_sample_whatever_the_batch() -> None:
     assert not torch.allclose(vit.eval()(images).patches, together, atol=1e-3)
 
 
+def test_drop_path_reaches_every_branch_by_its_own_draw_and_rate() -> None:
+    vit = ViT(img_size=16, patch_size=4, embed_dim=24, depth=4, num_heads=3, drop_path=0.6).train()
+    images, randomness = torch.randn(6, 3, 16, 16), Randomness(11, torch.arange(6))
+    drawn = draws(0.6, 4, randomness)
+    assert drawn is not None
+    x, _ = vit._embed(images, None)
+    for number, block in enumerate(vit.blocks):
+        share = 0.6 * number / 3
+        keep = ((drawn[:, number] >= share) / (1 - share)).view(6, 2, 1, 1)
+        x = x + keep[:, 0] * block.attn(block.norm1(x))
+        x = x + keep[:, 1] * block.mlp(block.norm2(x))
+    torch.testing.assert_close(vit(images, randomness=randomness).patches, vit.norm(x)[:, 1:])
+    with pytest.raises(ValueError, match=r"there are no blocks \[4\]: the encoder has 4"):
+        vit.feature_maps(images, [4])
+
+
 def test_intermediate_ends_with_the_output(vit: ViT) -> None:
     images = torch.randn(2, 3, 16, 16)
     last, first = vit.intermediate(images, [-1, 0])
@@ -115,6 +132,8 @@ def test_built_on_the_meta_device_it_gets_the_same_weights(vit: ViT) -> None:
     [
         ({"img_size": 225}, "`img_size` must be a positive multiple of `patch_size` \\(=16\\)"),
         ({"num_heads": 7}, "`num_heads` must divide `embed_dim` \\(=768\\)"),
+        ({"position": "relative"}, "`position` must be fixed or learned"),
+        ({"img_size": [224]}, r"`img_size` must be one number or \[height, width\]"),
         ({"img_size": [224, 100]}, "`img_size` must be a positive multiple"),
         ({"img_size": 1, "num_heads": 5}, "num_heads.*; .*img_size"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from pretrain.encoder.vit import ViT
@@ -121,6 +122,14 @@ def test_transformers_reads_it_without_a_key_too_many_or_too_few(tmp_path: Path)
     assert "encoder.layer.0.attention.attention.query.weight" in keys  # the names that every release reads
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "x")
     assert list(processor.image_mean) == [0.485, 0.456, 0.406]
+    wide = torch.randint(0, 256, (3, 40, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    theirs = processor(wide, return_tensors="pt")["pixel_values"][0]
+    side = round(32 / 0.875)  # the short side, then the centre, as probes cut images
+    resized = F.interpolate(wide[None].float(), (side, round(side * 90 / 40)), mode="bicubic", antialias=True)
+    top, left = (resized.shape[2] - 32) // 2, (resized.shape[3] - 32) // 2
+    ours = resized[0, :, top : top + 32, left : left + 32].clamp(0, 255) / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    assert (theirs - (ours - mean) / std).abs().mean() < 0.02  # it rounds to whole colours: up to 0.5 / 255 / 0.22
 
 
 def test_an_export_replaces_only_one_of_the_same_run(tmp_path: Path) -> None:

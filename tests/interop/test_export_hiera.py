@@ -158,10 +158,17 @@ def test_what_a_format_cannot_say_is_refused(
 @pytest.mark.parametrize(
     ("system", "objective", "message"),
     [
-        ("hf", {"pixel_order": "hwc"}, r"cannot say objective.pixel_order=hwc \(not chw\)"),
+        ("hf", {"pixel_order": "hwc"}, "objective.pixel_order=hwc: transformers' HieraForPreTraining has chw alone"),
         ("hf", {"encoder.mask_unit_attn": "[true,true,true,false]"}, "transformers attends inside smaller windows"),
-        ("hf", {"decoder.position": "fixed"}, r"objective.decoder.position=fixed \(not learned\)"),
-        ("official", {"decoder.position": "fixed"}, "objective.decoder.position=learned"),
+        ("hf", {"decoder.position": "fixed"}, "objective.decoder.position=fixed: .* has learned alone"),
+        ("hf", {"view.size": "128"}, "objective.view.size=128: transformers has that of encoder.img_size"),
+        (
+            "official",
+            {"encoder.position": "absolute_window"},
+            "encoder.position=absolute_window: .* has absolute alone",
+        ),
+        ("official", {"pixel_order": "hwc", "view.size": "128"}, r"(?s)view.size=128: .*pixel_order=hwc: "),
+        ("official", {"decoder.position": "fixed"}, "objective.decoder.position=fixed: the original code has"),
     ],
 )
 def test_an_autoencoder_unlike_the_original_is_refused(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from pretrain.encoder.encoder import Encoder
 from pretrain.encoder.vit import ViT
 from pretrain.frozen import load
 from pretrain.interop import export, foreign
+from pretrain.interop import timm as timm_files
 from pretrain.interop.card import Card
+from pretrain.interop.huggingface_hiera import objective_from_theirs
 from pretrain.records import UserError
 from tests.conftest import Golden, close
 from tests.interop.test_export import SIZES
@@ -24,8 +27,8 @@ from tests.interop.test_export_hiera import make as make_hiera
 from tests.interop.test_export_hiera import make_mae
 from tests.scripts import run_script
 
-pytest.importorskip("timm")
-pytest.importorskip("transformers")
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
 
 MAKE: dict[str, Any] = {"ViT": lambda system: make_vit(SIZES[0], system), "Hiera": make_hiera}
 
@@ -127,15 +130,131 @@ def test_golden_weights_of_dino_come_in(golden: Golden, tmp_path: Path, whole: b
 
 
 class Attack:
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (open, ("/tmp/pretrain-was-here", "w"))
+        return (open, (self.marker, "w"))
 
 
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
-    torch.save({"model": Attack()}, tmp_path / "bad.pth")
-    with pytest.raises(UserError, match="cannot be read"):
+    torch.save({"model": Attack(tmp_path / "marker")}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="or holds more than tensors and settings"):
         foreign.load_into(make_hiera("timm")[0], "official", tmp_path / "bad.pth")
-    assert not Path("/tmp/pretrain-was-here").exists()
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"dots...", b"<html>", b"PK\x03\x04 damaged", b"\x80\x02."])
+def test_damaged_files_are_said(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"`.*x\.pth` cannot be read: it is damaged"):
+        foreign.load_into(make_hiera("timm")[0], "official", tmp_path / "x.pth")
+
+
+# ── files as the libraries themselves write them ─────────────────────────────────────────────────────────────────────
+
+HIERA_SIZES = {"image_size": [64, 64], "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}
+HIERA_SIZES |= {"patch_size": [3, 3], "patch_stride": [2, 2], "patch_padding": [1, 1]}
+DECODER = {"decoder_hidden_size": 16, "decoder_depth": 2, "decoder_num_heads": 2, "num_query_pool": 2}
+VIT_SIZES = {"image_size": 32, "patch_size": 4, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+VIT_SIZES |= {"intermediate_size": 192, "layer_norm_eps": 1e-6}
+
+
+def written_by_transformers(kind: str, folder: Path, **config: Any) -> None:
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(
+        getattr(transformers, f"{kind.partition('For')[0].removesuffix('Model')}Config")(**config)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("HieraModel", HIERA_SIZES),
+        ("HieraForImageClassification", HIERA_SIZES),
+        ("HieraForPreTraining", HIERA_SIZES | DECODER),
+        ("ViTModel", VIT_SIZES),
+    ],
+)
+def test_what_transformers_saved_comes_in(tmp_path: Path, kind: str, config: dict[str, Any]) -> None:
+    written_by_transformers(kind, tmp_path / "x", **config)
+    encoder, card = make_vit(SIZES[0], "hf") if kind.startswith("ViT") else make_hiera("hf")
+    left = foreign.load_into(encoder, "hf", tmp_path / "x")
+    saved = load_file(tmp_path / "x" / "model.safetensors")
+    parts = sum("attention.attention" in key for key in saved)  # query, key and value are one of ours
+    assert len(encoder.state_dict()) + len(left) == len(saved) - parts * 2 // 3
+    if kind != "HieraForPreTraining":  # whose norm its encoder alone does not read
+        found = foreign.difference(encoder, card, "hf", tmp_path / "x")
+        assert found is not None
+        assert found <= 1e-5
+
+
+def test_transformers_autoencoder_comes_in_whole(tmp_path: Path) -> None:
+    written_by_transformers("HieraForPreTraining", tmp_path / "x", **HIERA_SIZES, **DECODER)
+    mae, _ = make_mae()
+    state = load_file(tmp_path / "x" / "model.safetensors")
+    mae.load_state_dict(objective_from_theirs(mae, [1, 1, 2, 1], state))
+    model = transformers.HieraForPreTraining.from_pretrained(tmp_path / "x").eval()
+    images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, 16)
+    order, loss = noise.argsort(dim=1), cast(Any, mae).loss
+    with torch.no_grad():
+        expected = model(images, noise=noise).loss.item()
+        assert loss(images, order[:, :6], order[:, 6:]).item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="1 keys are missing or too many, first `x`"):
+        objective_from_theirs(mae, [1, 1, 2, 1], state | {"x": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("family", ["ViT", "Hiera"])
+def test_what_timm_saved_comes_in(tmp_path: Path, family: str) -> None:
+    encoder, card = make_vit(SIZES[0], "timm") if family == "ViT" else make_hiera("timm")
+    content = timm_files.configuration(card)
+    model = timm.create_model(content["architecture"], num_classes=7, **content["model_args"])
+    (tmp_path / "x").mkdir()
+    save_file(model.state_dict(), tmp_path / "x" / "model.safetensors")
+    (tmp_path / "x" / "config.json").write_text(json.dumps(content | {"num_classes": 7}))
+    assert len(foreign.load_into(encoder, "timm", tmp_path / "x")) == 2
+    found = foreign.difference(encoder, card, "timm", tmp_path / "x")
+    assert found is not None
+    assert found <= 1e-5
+
+
+def test_what_shapes_do_not_show_is_noticed(tmp_path: Path) -> None:
+    written_by_transformers("ViTModel", tmp_path / "x", **VIT_SIZES | {"num_attention_heads": 6})
+    sizes = ["encoder.img_size=32", "encoder.patch_size=4", "encoder.embed_dim=48", "encoder.depth=2"]
+    words = ["source=hf", f"weights={tmp_path / 'x'}", f"out={tmp_path / 'out'}", "encoder=vit_base", *sizes]
+    wrong = run_script("import_weights", *words, "encoder.num_heads=3")
+    assert "features differ from those of the source" in wrong.stderr
+    assert not (tmp_path / "out").exists()
+    right = run_script("import_weights", *words, "encoder.num_heads=6")
+    assert "features differ from those of the source by at most" in right.stdout, right.stderr
+    other = tmp_path / "y"
+    written_by_transformers("ViTModel", other, **VIT_SIZES | {"num_attention_heads": 6, "hidden_act": "relu"})
+    refused = run_script("import_weights", *[word.replace(str(tmp_path / "x"), str(other)) for word in words])
+    assert refused.returncode == 1
+
+
+def test_names_that_collide_are_refused(tmp_path: Path) -> None:
+    encoder, card = make_hiera("timm")
+    export.write(tmp_path / "x", card, encoder)
+    path = tmp_path / "x" / "model.safetensors"
+    save_file(load_file(path) | {"norm.weight": torch.zeros(64)}, path)
+    with pytest.raises(UserError, match=r"it holds both `norm` and `head\.norm`"):
+        foreign.load_into(encoder, "timm", path)
+    tuned = {"model": {"fc_norm.weight": torch.zeros(1), "cls_token": torch.zeros(1)}}
+    torch.save(tuned, tmp_path / "tuned.pth")
+    with pytest.raises(UserError, match="fine-tuned with a norm of its own after pooling"):
+        foreign.load_into(make_vit(SIZES[0], "timm")[0], "official", tmp_path / "tuned.pth")
+
+
+def test_two_files_are_two_sources(tmp_path: Path) -> None:
+    for number in (0, 1):
+        (tmp_path / str(number)).mkdir()
+        save_file({"x": torch.full((1,), float(number))}, tmp_path / str(number) / "model.safetensors")
+    assert foreign.identity("timm", tmp_path / "0") != foreign.identity("timm", tmp_path / "1")
 
 
 def test_the_script_takes_weights_in_and_they_can_be_probed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pretrain.records import Randomness
 def test_rates_grow_evenly_to_the_last_block() -> None:
     assert [round(one.rate, 6) for one in drop_paths(0.3, "sample", 4)] == [0.0, 0.1, 0.2, 0.3]
     assert [one.rate for one in drop_paths(0.3, "sample", 1)] == [0.0]
+    assert drop_paths(0.2, "sample", 5)[-1].rate == 0.2  # to the last bit: a share of it is counted
 
 
 def test_a_decision_depends_on_seed_number_block_and_branch_alone() -> None:
@@ -61,12 +62,15 @@ def test_subset_computes_its_share_of_the_samples_alone() -> None:
         return rows
 
     x, draw = torch.ones(10, 3), torch.arange(10) / 10
-    out = DropPath(0.25, "subset")(x, branch, x, draw)
-    assert seen == [7]  # ⌊10 · 0.75⌋
+    out = DropPath(0.3, "subset")(x, branch, x, draw)
+    assert seen == [7]
     assert torch.equal(out[:3], x[:3])  # those of the least draws are left out
     torch.testing.assert_close(out[3:], x[3:] * (1 + 10 / 7))
     DropPath(0.9, "subset")(x[:1], branch, x[:1], draw[:1])
     assert seen == [7, 1]  # never none at all
+    DropPath(0.2, "subset")(x, branch, x, draw)
+    DropPath(0.01, "subset")(x, branch, x, draw)
+    assert seen == [7, 1, 8, 10]  # the nearest share: little is not more than asked for
 
 
 def test_gradients_reach_kept_samples_alone() -> None:
@@ -80,3 +84,9 @@ def test_gradients_reach_kept_samples_alone() -> None:
 def test_the_note_says_what_depends_on_the_micro_batch() -> None:
     assert drop_path_notes(0.2, "sample") == drop_path_notes(0.0, "subset") == ()
     assert "depends on the micro-batch" in drop_path_notes(0.2, "subset")[0]
+
+
+def test_a_kept_branch_is_scaled_exactly_in_half_precision_too() -> None:
+    x = torch.zeros(2, 1, dtype=torch.bfloat16)
+    out = DropPath(0.1)(x, lambda rows: torch.full((2, 1), 9.0), x, torch.tensor([0.05, 0.5]))
+    assert out.flatten().tolist() == pytest.approx([0.0, 10.0], rel=1e-6)

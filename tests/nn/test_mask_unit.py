@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -45,3 +48,30 @@ def test_numbers_of_the_tokens_of_units() -> None:
     everything = token_ids(torch.arange(6)[None], 3, 4, levels=2)
     table = torch.arange(6 * 16).float().view(-1, 1)
     assert torch.equal(table[everything[0]][..., 0], cut(table, (2, 3), 4, 2)[..., 0])
+
+
+def test_tracing_and_inference_leave_nothing_behind() -> None:
+    """In a process of its own: what is traced first must not be what is computed with afterwards."""
+    code = """
+import torch
+from functools import partial
+from pretrain.encoder.hiera import Hiera
+from pretrain.objective.decoder import Decoder
+from pretrain.objective.mae import MAE
+from pretrain.view.spec import ViewSpec
+encoder = Hiera(img_size=32, embed_dim=8, stages=(1, 1), q_pool=1, mask_unit_size=2, mask_unit_attn=(True, False))
+mae = MAE(encoder, partial(Decoder, embed_dim=8, depth=1, num_heads=1), ViewSpec(32))
+images, ids = torch.randn(2, 3, 32, 32), torch.arange(16).repeat(2, 1)
+class Patches(torch.nn.Module):
+    def forward(self, images):
+        return encoder(images).patches
+torch.export.export(Patches(), (images,))
+with torch.inference_mode():
+    mae.loss(images, ids[:, :8], ids[:, 8:])
+loss = mae.loss(images, ids[:, :8], ids[:, 8:])
+loss.backward()
+assert type(encoder(images).patches) is torch.Tensor
+assert loss.item() > 0
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -12,8 +12,9 @@ from pretrain.encoder.vit import ViT
 from pretrain.nn.patch import PixelOrder, patchify
 from pretrain.objective.decoder import Decoder
 from pretrain.objective.mae import MAE
-from pretrain.records import Batch, Progress
+from pretrain.records import Batch, Progress, Randomness
 from pretrain.view.spec import ViewSpec
+from tests.hiera import perturb, small
 
 PROGRESS = Progress(0, 10, 5)
 
@@ -147,6 +148,42 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, float], message
 def test_a_view_that_is_no_multiple_of_the_mask_unit_is_refused() -> None:
     with pytest.raises(ValueError, match="view of 18×18 pixels cannot be cut into mask units of 4"):
         MAE(ViT(img_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=3), Decoder, ViewSpec(18))
+
+
+@pytest.mark.parametrize("position", ["fixed", "learned"])
+@pytest.mark.parametrize("family", ["vit", "hiera"])
+def test_the_loss_of_oblong_images_is_its_definition(family: str, position: str) -> None:
+    """Every masked token is compared with the pixels at its own place, in images of 2 × 3 units."""
+    options = {"q_pool": 2, "multi_scale_fusion": True}
+    encoder = small(**options) if family == "hiera" else ViT([32, 48], 16, embed_dim=24, depth=2, num_heads=3)
+    decoder = partial(Decoder, embed_dim=16, depth=2, num_heads=2, position=position)
+    mae = MAE(encoder, decoder, ViewSpec([64, 96]), norm_pix=False, pixel_order="chw").eval()
+    perturb(mae)
+    images, side = torch.randn(2, 3, 32, 48), encoder.token_size  # half the size that its tables are made for
+    order = torch.tensor([[5, 0, 3, 1, 4, 2], [2, 4, 0, 5, 1, 3]])
+    loss, prediction = mae.loss(images, order[:, :2], order[:, 2:]), mae.reconstruct(images, order[:, :2], order[:, 2:])
+    total, count = 0.0, 0
+    for sample in range(2):
+        for unit in order[sample, 2:].tolist():
+            for place in range((16 // side) ** 2):
+                row, column = divmod(unit, 3)[0] * 16 // side, divmod(unit, 3)[1] * 16 // side
+                row, column = row + place // (16 // side), column + place % (16 // side)
+                pixels = images[sample, :, row * side : row * side + side, column * side : column * side + side]
+                guess = prediction[sample, row * (48 // side) + column]
+                total, count = total + (guess - pixels.flatten()).square().mean(), count + 1
+    torch.testing.assert_close(loss, torch.as_tensor(total / count), rtol=1e-5, atol=0)
+
+
+def test_the_seed_of_the_run_decides_what_is_dropped() -> None:
+    encoder = ViT(img_size=16, patch_size=4, embed_dim=24, depth=4, num_heads=3, drop_path=0.8)
+    mae = MAE(encoder, partial(Decoder, embed_dim=16, depth=1, num_heads=2), ViewSpec(16)).train()
+    batch = batch_of(4)
+    images, (visible, masked) = batch.views[0][0], mae.mask(batch.views[0][0], batch)
+    mae.mask = lambda *_: (visible, masked)  # type: ignore[method-assign]
+    losses = [mae(replace(batch, seed=seed), PROGRESS).loss.item() for seed in (4, 4, 5)]
+    assert losses[0] == losses[1] != losses[2]
+    expected = mae.loss(images, visible, masked, Randomness(4, batch.g))
+    assert losses[0] == expected.item()
 
 
 def test_no_two_matrices_begin_alike() -> None:
