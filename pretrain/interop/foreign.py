@@ -80,19 +80,27 @@ def refuse_other_features(found: float | None, path: Path) -> None:
 
 def identity(source: Source, path: Path) -> str:
     """What stands for the run that made published weights: two files never have the same."""
-    file = path / weights.NAME if path.is_dir() else path
-    with file.open("rb") as content:
+    with _file(path).open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return f"{source}:{path.name}:{digest[:12]}"
 
 
+def _file(path: Path) -> Path:
+    """The file of the weights: of a folder `model.safetensors`, or what came before it."""
+    if not path.is_dir():
+        return path
+    older = path / "pytorch_model.bin"
+    return older if older.is_file() and not (path / weights.NAME).is_file() else path / weights.NAME
+
+
 def _read(source: Source, family: str, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    file = _file(path)
     if source == "official":
-        return official.from_official(family, official.load(path))
-    state = weights.load(path) if path.is_dir() else weights.load_file_of(path)
+        return official.from_official(family, official.load(file))
+    state = weights.load_file_of(file) if file.suffix == ".safetensors" else official.load(file)
     if source == "timm":
         return timm.from_timm(state)
-    config: dict[str, Any] = weights.description(path if path.is_dir() else path.parent)
+    config: dict[str, Any] = weights.description(file.parent)
     return huggingface.from_hf(family, state, config)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,6 @@ _HIERA = {
     r"encoder_norm\.(.+)": r"encoder.norm.\1",  # of the autoencoder, after fusion
 }
 _HEAD = r"head\.projection\.(?:weight|bias)"
-
-
 _NAME = "model.pth"
 _OUTER = {"ViT": "model", "Hiera": "model_state"}  # the key of the weights in a file
 
@@ -67,7 +66,10 @@ def to_ours(folder: Path) -> dict[str, Tensor]:
     """The encoder's state in an export."""
     card = read(folder)
     assert card is not None
-    return from_official(card.family, load(folder / _NAME))[0]
+    try:
+        return from_official(card.family, load(folder / _NAME))[0]
+    except ValueError as failure:
+        raise UserError(f"`{folder}` is not what an export wrote: {failure}") from None
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -148,7 +150,7 @@ def mae_from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a key is unknown, or the fixed position table of the decoder is not the fixed table.
     """
-    ours = {_rename(key, _VIT | _DECODER, "MAE"): tensor for key, tensor in state.items()}
+    ours = _renamed(state, _VIT | _DECODER, "MAE")
     if (table := ours.pop("decoder.pos_embed", None)) is not None:
         _require_fixed_table(table)
     return ours
@@ -168,7 +170,7 @@ def hiera_mae_from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a key is unknown.
     """
-    return {_rename(key, _HIERA | _DECODER, "Hiera"): tensor for key, tensor in state.items()}
+    return _renamed(state, _HIERA | _DECODER, "Hiera")
 
 
 def hiera_mae_to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -186,14 +188,27 @@ def hiera_from_official(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], li
         ValueError: a key is unknown.
     """
     left = [key for key in state if re.fullmatch(_HEAD, key)]
-    ours = {key: _rename(key, _HIERA | _DECODER, "Hiera") for key in state if key not in left}
-    left += [key for key, name in ours.items() if re.match(r"decoder\.|encoder\.multi_scale_fusion", name)]
-    return {name.removeprefix("encoder."): state[key] for key, name in ours.items() if key not in left}, left
+    left += [key for key in state if re.match(r"decoder_|mask_token$|multi_scale_fusion_heads\.", key)]
+    ours = _renamed(state, _HIERA | _DECODER, "Hiera", but=left)
+    return {name.removeprefix("encoder."): tensor for name, tensor in ours.items()}, left
 
 
 def hiera_to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of the official `Hiera` but for its classification head, from that of our `Hiera` without fusion."""
     return dict(state)
+
+
+def _renamed(
+    state: dict[str, Tensor], renames: dict[str, str], system: str, but: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """All but some keys under our names; every key is known, and no two become one."""
+    ours: dict[str, Tensor] = {}
+    for key in [key for key in state if key not in but]:
+        name = _rename(key, renames, system)
+        if name in ours:
+            raise ValueError(f"`{key}` and another key are both `{name}`")
+        ours[name] = state[key]
+    return ours
 
 
 def _rename(key: str, renames: dict[str, str], system: str) -> str:

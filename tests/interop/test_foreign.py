@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -185,6 +186,12 @@ def test_what_transformers_saved_comes_in(tmp_path: Path, kind: str, config: dic
     encoder, card = make_vit(SIZES[0], "hf") if kind.startswith("ViT") else make_hiera("hf")
     left = foreign.load_into(encoder, "hf", tmp_path / "x")
     saved = load_file(tmp_path / "x" / "model.safetensors")
+    (tmp_path / "old").mkdir()  # as older releases stored it
+    shutil.copy(tmp_path / "x" / "config.json", tmp_path / "old")
+    torch.save(saved, tmp_path / "old" / "pytorch_model.bin")
+    older = empty(encoder, card)
+    assert foreign.load_into(older, "hf", tmp_path / "old") == left
+    assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in older.state_dict().items())
     parts = sum("attention.attention" in key for key in saved)  # query, key and value are one of ours
     assert len(encoder.state_dict()) + len(left) == len(saved) - parts * 2 // 3
     if kind != "HieraForPreTraining":  # whose norm its encoder alone does not read

@@ -64,5 +64,9 @@ def test_the_keys_of_hiera_are_the_official_ones() -> None:
     assert {"pos_embed", "patch_embed.proj.weight", "norm.bias", "blocks.1.proj.weight"} <= encoder.keys()
     again, heads = hiera_from_official(encoder | {"head.projection.weight": torch.zeros(1)})
     assert (again.keys(), heads) == (encoder.keys(), ["head.projection.weight"])
+    with pytest.raises(ValueError, match=r"`encoder_norm\.weight` and another key are both `encoder\.norm\.weight`"):
+        hiera_from_official(encoder | {"encoder_norm.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="`strange` is no key of an official Hiera"):
+        hiera_from_official(encoder | {"strange": torch.zeros(1)})
     with pytest.raises(ValueError, match="`cls_token` is no key of an official Hiera"):
         hiera_mae_from_official(official | {"cls_token": torch.zeros(1)})
