@@ -62,7 +62,8 @@ SHRINK = {
 }
 VIT = {"img_size": "8", "patch_size": "4", "embed_dim": "48", "depth": "1"}
 HIERA = {"img_size": "32", "embed_dim": "8", "stages": "[1,1,1,1]"}
-HIERA |= {"patch_kernel": "3", "patch_stride": "1", "patch_padding": "1"}
+HIERA |= {"patch_kernel": "3", "patch_stride": "1", "patch_padding": "1", "q_pool": "2", "mask_unit_size": "8"}
+HIERA |= {"mask_unit_attn": "[true,true,false,false]"}
 
 
 def small(words: list[str]) -> list[str]:
