@@ -174,6 +174,15 @@ def test_the_loss_of_oblong_images_is_its_definition(family: str, position: str)
     torch.testing.assert_close(loss, torch.as_tensor(total / count), rtol=1e-5, atol=0)
 
 
+def test_a_learned_table_keeps_its_directions_at_another_size() -> None:
+    decoder = Decoder(24, 12, (4, 6), embed_dim=8, depth=1, num_heads=1, position="learned")
+    with torch.no_grad():
+        decoder.pos_embed.copy_(torch.arange(4.0).repeat_interleave(6)[None, :, None])  # the number of the row
+    table = decoder._positions((8, 3), torch.device("cpu")).unflatten(0, (8, 3))
+    assert (table[1:] > table[:-1]).all()
+    torch.testing.assert_close(table[:, 1:], table[:, :-1])
+
+
 def test_the_seed_of_the_run_decides_what_is_dropped() -> None:
     encoder = ViT(img_size=16, patch_size=4, embed_dim=24, depth=4, num_heads=3, drop_path=0.8)
     mae = MAE(encoder, partial(Decoder, embed_dim=16, depth=1, num_heads=2), ViewSpec(16)).train()
