@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.records import Batch, Progress, Randomness, UserError
+from pretrain.records import Batch, Progress, Randomness, Tokens, UserError
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ def masking(encoder: nn.Module, batch: Batch, visible_ids: Tensor, masked_ids: T
     images, randomness = batch.views[0][0], Randomness(batch.seed, batch.g)
 
     def output(ids: Tensor | None) -> Tensor:
-        tokens = encoder(images, ids, randomness)
-        return tokens.patches if tokens.cls is None else torch.cat([tokens.cls[:, None], tokens.patches], dim=1)
+        tokens: Tokens = encoder(images, ids, randomness)
+        return tokens.joined()
 
     embed, visible = encoder.get_submodule("patch_embed"), visible_ids.shape[1]
     return Masking(

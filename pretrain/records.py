@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 # A constructor's argument and what is wrong with its value. A class that has rules between its arguments states them
@@ -96,6 +97,10 @@ class Tokens:
     registers: Tensor | None
     patches: Tensor
     grid: tuple[int, int]
+
+    def joined(self) -> Tensor:
+        """Class token, if there is one, and patches in one tensor: [B, (1 +) K, D]."""
+        return self.patches if self.cls is None else torch.cat([self.cls[:, None], self.patches], dim=1)
 
 
 @dataclass

@@ -44,8 +44,7 @@ def main(arguments: Arguments, overrides: list[str]) -> None:
     encoder = instantiate(node).eval()
     left = foreign.load_into(encoder, arguments.source, path)
     view: ViewSpec = instantiate(cfg.objective.view)
-    pool = "cls" if arguments.pool == "cls" else "mean"
-    card = Card(arguments.format, foreign.identity(arguments.source, path), 0, node, asdict(view), pool)
+    card = Card(arguments.format, foreign.identity(arguments.source, path), 0, node, asdict(view), arguments.pool)
     found = foreign.difference(encoder, card, arguments.source, path)
     foreign.refuse_other_features(found, path)
     difference = export.write(Path(arguments.out), card, encoder)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from pretrain.objective.decoder import Decoder
 from tests.job import Job
 
 
@@ -46,6 +50,12 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     """The golden file that the test's `golden` parameter names."""
     folder = _folder("PRETRAIN_GOLDEN_DIR", "outputs of the original implementations")
     return Golden(folder / f"{request.param}.safetensors")
+
+
+def decoder_from(config: dict[str, Any], **arguments: Any) -> Callable[..., Decoder]:
+    """Makes the decoder that a golden file's config describes."""
+    sizes = {name: config[f"decoder_{name}"] for name in ("embed_dim", "depth", "num_heads")}
+    return partial(Decoder, mlp_ratio=config["mlp_ratio"], norm_eps=config["norm_eps"], **sizes, **arguments)
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> bool:

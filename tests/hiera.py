@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 
 from pretrain.encoder.hiera import Hiera
-from pretrain.objective.decoder import Decoder
 from pretrain.objective.mae import MAE
 from pretrain.view.spec import ViewSpec
+from tests.conftest import decoder_from
 
 # 4×4 units of 16 pixels, tokens of 2 pixels: stage maps of 32, 16, 8 and 4 tokens a side on 64 pixels
 SMALL: dict[str, Any] = {"img_size": 64, "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 2, 1)}
@@ -53,15 +52,7 @@ def from_golden(config: dict[str, Any], **arguments: Any) -> Hiera:
 
 def mae_from_golden(config: dict[str, Any]) -> MAE:
     """The autoencoder that a golden file's config describes."""
-    decoder = partial(
-        Decoder,
-        embed_dim=config["decoder_embed_dim"],
-        depth=config["decoder_depth"],
-        num_heads=config["decoder_num_heads"],
-        mlp_ratio=config["mlp_ratio"],
-        norm_eps=config["norm_eps"],
-        position="learned",
-    )
+    decoder = decoder_from(config, position="learned")
     encoder = from_golden(config, multi_scale_fusion=True)
     return MAE(
         encoder, decoder, ViewSpec(config["input_size"]), mask_ratio=config["mask_ratio"], pixel_order="chw"

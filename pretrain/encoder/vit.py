@@ -62,21 +62,8 @@ class ViT(Encoder):
         drop_path_mode: Mode = "sample",
     ) -> None:
         super().__init__()
-        refuse(
-            self,
-            self.problems(
-                img_size,
-                patch_size,
-                embed_dim,
-                depth,
-                num_heads,
-                in_chans,
-                mlp_ratio,
-                drop_path,
-                drop_path_mode,
-                position,
-            ),
-        )
+        sizes = (img_size, patch_size, embed_dim, depth, num_heads, in_chans, mlp_ratio)
+        refuse(self, self.problems(*sizes, drop_path, drop_path_mode, position))
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size = (height, width)
         self.in_chans = in_chans
@@ -85,7 +72,7 @@ class ViT(Encoder):
         self.has_cls = True
         self.after_pretraining = {}
         self.notes = drop_path_notes(drop_path, drop_path_mode)
-        self.drop_path = drop_path
+        self.drop_rate = drop_path
         self.grid = (height // patch_size, width // patch_size)
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
@@ -134,7 +121,7 @@ class ViT(Encoder):
         self, images: Tensor, visible_ids: Tensor | None = None, randomness: Randomness | None = None
     ) -> Tokens:
         x, grid = self._embed(images, visible_ids)
-        drawn = draws(self.drop_path, len(self.blocks), randomness) if self.training else None
+        drawn = draws(self.drop_rate, len(self.blocks), randomness) if self.training else None
         for number, block in enumerate(self.blocks):
             x = block(x, draw=None if drawn is None else drawn[:, number])
         return self._tokens(x, grid)

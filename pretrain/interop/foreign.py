@@ -13,7 +13,6 @@ from pretrain.encoder.encoder import Encoder
 from pretrain.interop import huggingface, official, timm, weights
 from pretrain.interop.card import Card
 from pretrain.interop.export import TOLERANCE, relative
-from pretrain.interop.tokens import all_tokens
 from pretrain.records import UserError
 
 Source = Literal["timm", "hf", "official"]
@@ -66,7 +65,7 @@ def difference(encoder: Encoder, card: Card, source: Source, path: Path) -> floa
             theirs = timm.theirs(folder, card, images)
         else:
             theirs = huggingface.theirs(folder, card, images, alone=False)
-        return relative(all_tokens(encoder.eval(), images), theirs)
+        return relative(encoder.eval()(images).joined(), theirs)
 
 
 def refuse_other_features(found: float | None, path: Path) -> None:

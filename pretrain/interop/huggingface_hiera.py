@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pretrain.interop.card import Card, refuse_others, refuse_unit
 from pretrain.interop.rename import rename
-from pretrain.interop.tokens import all_tokens
 from pretrain.records import UserError
 from pretrain.view.spec import pair
 
@@ -187,7 +186,7 @@ def configuration(card: Card) -> dict[str, Any]:
 def ours(card: Card, model: Any, images: Tensor) -> Tensor:
     """All tokens of an encoder [B, L, D], or all predictions of an autoencoder [B, L, pixels] under `_noise`."""
     if card.part == "encoder":
-        return all_tokens(model, images)
+        return model(images).joined()
     order = _noise(card, images).argsort(dim=1)
     visible = int(order.shape[1] * (1 - model.mask_ratio))
     result: Tensor = model.reconstruct(images, order[:, :visible], order[:, visible:])

@@ -12,7 +12,6 @@ from torch import Tensor
 from pretrain.encoder.encoder import Encoder
 from pretrain.interop.card import Card
 from pretrain.interop.rename import rename
-from pretrain.interop.tokens import all_tokens
 from pretrain.records import UserError
 from pretrain.view.spec import pair
 
@@ -101,7 +100,7 @@ def configuration(card: Card) -> dict[str, Any]:
 
 def ours(card: Card, encoder: Encoder, images: Tensor) -> Tensor:
     """All tokens [B, 1 + L, D]."""
-    return all_tokens(encoder, images)
+    return encoder(images).joined()
 
 
 def theirs(load: Callable[..., Any], card: Card, images: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from pretrain.encoder.encoder import Encoder
 from pretrain.interop.card import Card
-from pretrain.interop.tokens import all_tokens
 from pretrain.records import UserError
 
 _NAME = "model.onnx"
@@ -24,7 +23,7 @@ class _Tokens(nn.Module):
         self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        return all_tokens(self.encoder, images)
+        return self.encoder(images).joined()
 
 
 def refuse(card: Card) -> None:
@@ -59,7 +58,7 @@ def to_ours(folder: Path) -> dict[str, Tensor]:
 
 def ours(card: Card, encoder: Encoder, images: Tensor) -> Tensor:
     """What `theirs` is compared with."""
-    return all_tokens(encoder, images)
+    return encoder(images).joined()
 
 
 def theirs(folder: Path, card: Card, images: Tensor) -> Tensor:

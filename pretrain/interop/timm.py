@@ -14,7 +14,6 @@ from torch import Tensor
 from pretrain.encoder.encoder import Encoder
 from pretrain.interop import weights
 from pretrain.interop.card import FAMILIES, Card, refuse_family, refuse_unit
-from pretrain.interop.tokens import all_tokens
 from pretrain.records import UserError
 from pretrain.view.spec import pair
 
@@ -120,7 +119,7 @@ def _hiera_arguments(encoder: dict[str, Any]) -> dict[str, Any]:
 
 def ours(card: Card, encoder: Encoder, images: Tensor) -> Tensor:
     """What `theirs` is compared with."""
-    return all_tokens(encoder, images)
+    return encoder(images).joined()
 
 
 def theirs(folder: Path, card: Card, images: Tensor) -> Tensor:

@@ -240,8 +240,9 @@ def test_what_shapes_do_not_show_is_noticed(tmp_path: Path) -> None:
     assert "features differ from those of the source by at most" in right.stdout, right.stderr
     other = tmp_path / "y"
     written_by_transformers("ViTModel", other, **VIT_SIZES | {"num_attention_heads": 6, "hidden_act": "relu"})
-    refused = run_script("import_weights", *[word.replace(str(tmp_path / "x"), str(other)) for word in words])
-    assert refused.returncode == 1
+    words[1] = f"weights={other}"
+    refused = run_script("import_weights", *words, "encoder.num_heads=6")  # all that `encoder` can say is right
+    assert "features differ from those of the source" in refused.stderr
 
 
 def test_names_that_collide_are_refused(tmp_path: Path) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 
 from pretrain.encoder.vit import ViT
 from pretrain.interop.official import mae_from_official, mae_to_official
-from pretrain.objective.decoder import Decoder
 from pretrain.objective.mae import MAE
 from pretrain.objective.masking import split_by_noise
 from pretrain.view.spec import ViewSpec
-from tests.conftest import Golden, close
+from tests.conftest import Golden, close, decoder_from
 
 pytestmark = pytest.mark.parametrize("golden", ["mae_vit"], indirect=True)
 
@@ -29,16 +26,8 @@ def build(golden: Golden, norm_pix: bool = True) -> MAE:
         mlp_ratio=config["mlp_ratio"],
         norm_eps=config["norm_eps"],
     )
-    decoder = partial(
-        Decoder,
-        embed_dim=config["decoder_embed_dim"],
-        depth=config["decoder_depth"],
-        num_heads=config["decoder_num_heads"],
-        mlp_ratio=config["mlp_ratio"],
-        norm_eps=config["norm_eps"],
-    )
     view = ViewSpec(size=config["img_size"])
-    mae = MAE(encoder, decoder, view, mask_ratio=config["mask_ratio"], norm_pix=norm_pix).eval()
+    mae = MAE(encoder, decoder_from(config), view, mask_ratio=config["mask_ratio"], norm_pix=norm_pix).eval()
     mae.load_state_dict(mae_from_official(golden.state("model.")), strict=True)
     return mae
 
