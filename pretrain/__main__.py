@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_ALARM = 3  # the exit code where a collapse ended the run
 _ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i", "--resolve", "--package", "-p")
 
 
@@ -63,6 +64,8 @@ def run(cfg: DictConfig) -> None:
         sys.exit(str(mistake))
     if one.stop.signal is not None:
         sys.exit(128 + one.stop.signal)
+    if one.state.alarm:
+        sys.exit(_ALARM)
 
 
 def _mistakes(words: list[str]) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from hydra import utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
+from pretrain.encoder.encoder import Encoder
 from pretrain.objective.objective import Objective
 from pretrain.records import UserError
 
@@ -30,6 +32,23 @@ def objective_of(cfg: DictConfig) -> Objective:
             raise
         raise UserError(str(reason)) from None
     return objective
+
+
+def as_exported(encoder: Encoder, node: dict[str, Any]) -> Encoder:
+    """The encoder as probes and exports build it: with the same weights, which are not copied.
+
+    Args:
+        encoder: that is being pretrained.
+        node: its configuration.
+    """
+    arguments = node | encoder.after_pretraining
+    if arguments == node:
+        return encoder
+    with torch.device("meta"):
+        built: Encoder = instantiate(arguments)
+    keys = built.load_state_dict(encoder.state_dict(), strict=False, assign=True)
+    assert not keys.missing_keys
+    return built.eval()
 
 
 def materialise(objective: Objective, seed: int, device: torch.device | str = "cpu") -> Objective:

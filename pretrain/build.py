@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from pretrain.assemble import instantiate, materialise, objective_of
+from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.callback.step import Context
 from pretrain.data.module import ShardData
 from pretrain.nn.attention import kernel_for
 from pretrain.objective.objective import Objective
 from pretrain.plan import Plan, plan
+from pretrain.probe.features import pooled
 from pretrain.records import Batch, RunState, UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.clock import Clock
 from pretrain.trainer.feed import Feed
+from pretrain.trainer.incident import Incidents, Origin
 from pretrain.trainer.lifecycle import Stop
 from pretrain.trainer.module import PretrainModule
 from pretrain.trainer.parallel import OneDevice
@@ -31,7 +34,8 @@ from pretrain.view.color import Prepare
 log = logging.getLogger(__name__)
 
 _IDENTITY = ("seed", "global_batch_size", "encoder", "objective")
-_SETTINGS = ("base_lr", "epochs", "warmup_epochs", "max_steps", "max_minutes", "clip_grad_norm", "optim", "schedule")
+_LENGTH = ("epochs", "warmup_epochs", "max_steps", "max_minutes")
+_SETTINGS = ("base_lr", *_LENGTH, "clip_grad_norm", "clip_grad_by", "optim", "schedule")
 
 
 @dataclass
@@ -80,14 +84,17 @@ def run_of(cfg: DictConfig) -> Run:
     clock = Clock(
         state,
         total_steps=sizes.total_steps,
-        steps_per_epoch=sizes.steps_per_epoch,
+        epochs=sizes.epochs,
         samples_per_step=sizes.global_batch_size,
         max_seconds=None if sizes.max_minutes is None else 60 * sizes.max_minutes,
         stop_after_steps=sizes.stop_after_steps,
     )
     if not clock.end:
         folder.record(OmegaConf.to_yaml(cfg, resolve=True))
-    schedules = {name: instantiate(node)(peak=sizes.lr, warmup=sizes.warmup) for name, node in cfg.schedule.items()}
+    made = {name: instantiate(node) for name, node in cfg.schedule.items()}
+    whole = {"peak": sizes.lr, "warmup": sizes.warmup}  # what those are given that leave it open
+    schedules = {name: one(**whole) if isinstance(one, partial) else one for name, one in made.items()}
+    origin = Origin(folder.run_id, cfg.seed, hardware.precision, hardware.device.type, sizes.micro_batch)
     module = PretrainModule(
         objective=objective,
         prepare=Prepare(objective.views),
@@ -95,7 +102,9 @@ def run_of(cfg: DictConfig) -> Run:
         optimizer=instantiate(cfg.optim),
         schedules=schedules,
         accumulation=sizes.accumulation,
+        incidents=Incidents(folder.path / "incidents", origin, objective.state_dict, cfg.max_skipped_steps),
         clip_grad_norm=cfg.clip_grad_norm,
+        clip_grad_by=cfg.clip_grad_by,
         optimizer_state=saved.get("optimizer"),
     )
     if hardware.compile:
@@ -122,7 +131,9 @@ def run_of(cfg: DictConfig) -> Run:
     log.info(
         "%s\nattention %s, precision %s", sizes, kernel_for(hardware.device.type, hardware.dtype), hardware.precision
     )
-    for note in objective.encoder_for_export.notes:
+    steps = None if sizes.max_minutes is not None else sizes.total_steps
+    advice = objective.advice(sizes.num_samples, sizes.global_batch_size, steps)
+    for note in (*objective.trained_encoder.notes, *advice):
         log.warning("%s", note)
     batches = data.batches(cfg.seed, state.samples_seen, sizes.micro_batch, objective.views)
     return Run(folder, state, clock, stop, module, trainer, Feed(batches, state))
@@ -159,6 +170,15 @@ def _context(
         return next(prepared(data.examples(cfg.seed, count, views)))
 
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    plainly = replace(views[0], count=1, colors=None)  # how probes look at an image
+    prepare = Prepare([plainly], augment=False)
+
+    def features(batch: Batch) -> torch.Tensor:
+        encoder = as_exported(module.objective.encoder_for_export, plain["encoder"])
+        images = prepare.to(module.device)(batch.to(module.device)).views[0][0]
+        with module.evaluation():
+            return pooled(encoder, images, module.objective.pool)
+
     return Context(
         folder=folder.path,
         name=cfg.name,
@@ -170,6 +190,10 @@ def _context(
         config=plain,
         examples=examples,
         val_batches=None if data.val is None else lambda: prepared(data.val_batches(cfg.seed, batch, views)),
+        val_subset=None if data.val is None else lambda count: data.val_subset(cfg.seed, count, batch, (plainly,)),
+        features=features,
         loss=module.loss,
         illustrate=module.illustrate,
+        health=lambda batch: module.health(batch.to(module.device)),
+        alarms=module.objective.alarms,
     )

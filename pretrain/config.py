@@ -38,6 +38,8 @@ class Settings:
     stop_after_steps: int | None
     max_minutes: float | None
     clip_grad_norm: float | None
+    clip_grad_by: Literal["global", "parameter"]
+    max_skipped_steps: int
     allow_targets: list[str]
 
     @staticmethod
@@ -60,7 +62,7 @@ class Settings:
             yield "max_steps", "and max_minutes both rescale the schedule: give one of them"
         limits = {"epochs": epochs, "max_steps": max_steps, "max_minutes": max_minutes}
         sizes = ("global_batch_size", "batch_size_per_device", "stop_after_steps", "clip_grad_norm")
-        for key, value in (limits | {size: others[size] for size in sizes}).items():
+        for key, value in (limits | {size: others[size] for size in (*sizes, "max_skipped_steps")}).items():
             if value is not None and value <= 0:
                 yield key, "must be positive"
 

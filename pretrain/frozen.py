@@ -35,7 +35,7 @@ from pretrain.view.spec import ViewSpec
 
 log = logging.getLogger(__name__)
 
-Weights = Literal["trained", "random", "pixels"]
+Weights = Literal["trained", "student", "random", "pixels"]
 
 _BATCH = 256
 
@@ -58,7 +58,7 @@ class Frozen:
 
     def featurize(self, weights: Weights, pool: Pool | None, device: torch.device) -> Featurize:
         """What a probe needs: uint8 batch → features [B, D]. With `weights=pixels` these are the normalised pixels."""
-        prepare, encoder = Prepare([self.view], flip=False).to(device), self.encoder.to(device)
+        prepare, encoder = Prepare([self.view], augment=False).to(device), self.encoder.to(device)
 
         def features(batch: Batch) -> torch.Tensor:
             images = prepare(batch.to(device)).views[0][0]
@@ -167,7 +167,8 @@ def load(path: Path, weights: Weights = "trained") -> Frozen:
 
     Args:
         path: of the run's folder, or of an export.
-        weights: `random` gives the weights that a run's seed began with (an export's: those of seed 0).
+        weights: `trained` are those that are exported, where there is a teacher the teacher's; `student` are those that
+            the optimizer trained; `random` those that a run's seed began with (an export's: those of seed 0).
 
     Raises:
         UserError: it is neither, or the run has no checkpoint yet.
@@ -176,8 +177,11 @@ def load(path: Path, weights: Weights = "trained") -> Frozen:
     if exported is None:
         return _from_run(path, weights)
     card, state = exported
+    if weights == "student":
+        raise UserError(f"checkpoint={path}: an export holds one encoder; weights=student needs the run's folder")
     view = {"_target_": "pretrain.view.spec.ViewSpec"} | card.view
-    _refuse(path, config.check_nodes({"encoder": card.encoder, "view": view}) or _strangers({"encoder": card.encoder}))
+    mistakes = config.check_nodes({"encoder": card.encoder, "view": view}) or _strangers({"encoder": card.encoder})
+    _refuse(f"checkpoint={path}", mistakes)
     encoder, card, _ = after_pretraining(instantiate(card.encoder), card)
     if weights == "trained":
         encoder.load_state_dict(state)
@@ -187,25 +191,42 @@ def load(path: Path, weights: Weights = "trained") -> Frozen:
 def _from_run(path: Path, weights: Weights) -> Frozen:
     if not (path / "config.yaml").is_file() or not (path / "run.json").is_file():
         raise UserError(f"checkpoint={path}: it is neither a run's folder nor an export")
-    cfg: Any = OmegaConf.load(path / "config.yaml")
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    nodes = {key: plain[key] for key in ("encoder", "objective")}
-    allowed = plain["allow_targets"]
-    _refuse(path, config.check_nodes(nodes, allowed) or _strangers(nodes, allowed))
-    objective = materialise(objective_of(OmegaConf.create(plain)), cfg.seed)  # what was checked, and nothing else
+    plain, objective = configured(path, f"checkpoint={path}")
     newest, step = checkpoint.newest(path / "checkpoints"), 0
-    if weights == "trained":
+    if weights == "student" and objective.trained_encoder is objective.encoder_for_export:
+        name = type(objective).__name__
+        raise UserError(f"weights=student: {name} has no teacher; weights=trained is what it trained")
+    if weights in ("trained", "student"):
         if newest is None:
             raise UserError(f"checkpoint={path}: the run has no complete checkpoint yet")
         saved = checkpoint.load(newest)
         objective.load_state_dict(saved["objective"])
         step = saved["step"]
-    run_id, view = json.loads((path / "run.json").read_text(encoding="utf-8"))["run_id"], objective.views[0]
+    run_id = json.loads((path / "run.json").read_text(encoding="utf-8"))["run_id"]
+    view = replace(objective.views[0], count=1, colors=None)  # evaluation looks at each sample once, in its own colours
     whole = Card(
         "", run_id, step, plain["encoder"], asdict(view), objective.pool, part="objective", objective=plain["objective"]
     )
-    encoder, card, left = after_pretraining(objective.encoder_for_export, whole)
+    chosen = objective.trained_encoder if weights == "student" else objective.encoder_for_export
+    encoder, card, left = after_pretraining(chosen, whole)
     return Frozen(encoder.eval(), view, objective.pool, card, objective.eval(), whole, left)
+
+
+def configured(path: Path, asked: str) -> tuple[dict[str, Any], Objective]:
+    """The configuration of a run's folder as plain data, and its objective with the weights that training began with.
+
+    Args:
+        path: of the folder.
+        asked: the word that named it, for messages.
+
+    Raises:
+        UserError: the configuration names what may not be built.
+    """
+    plain: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True)
+    nodes = {key: plain[key] for key in ("encoder", "objective")}
+    allowed = plain["allow_targets"]
+    _refuse(asked, config.check_nodes(nodes, allowed) or _strangers(nodes, allowed))
+    return plain, materialise(objective_of(OmegaConf.create(plain)), plain["seed"])  # what was checked, nothing else
 
 
 def after_pretraining(encoder: Encoder, card: Card) -> tuple[Encoder, Card, list[str]]:
@@ -239,6 +260,6 @@ def _strangers(nodes: dict[str, Any], allowed: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def _refuse(path: Path, mistakes: list[str]) -> None:
+def _refuse(asked: str, mistakes: list[str]) -> None:
     if mistakes:
-        raise UserError(f"checkpoint={path}: " + "; ".join(mistakes))
+        raise UserError(f"{asked}: " + "; ".join(mistakes))

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     FLIP = 6
     MASK = 7
     DROP_PATH = 8  # number = that of a row, index = 2 × block + branch
+    COLOR = 9  # changes of colour; number = g
 
 
 def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:

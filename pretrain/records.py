@@ -49,6 +49,11 @@ class Batch:
     and normalised once they passed `pretrain.view.color.Prepare`. `g` [B] int64 and `seed` are the key of every random
     decision about a sample, so that none depends on its neighbours in the batch. `labels` [B] int64 is −1 where a
     sample has none. `keys` are the shards' own names for the samples, for people: they need not be unique.
+
+    `draws` [B, views of a sample, numbers a view] are the random numbers of colour changes, a function of (seed, g).
+    They stay on the host wherever the batch goes: which samples an operation is for is decided there, and to ask a
+    device for it would make the host wait for all that is queued on it. None if there are no such changes, or nobody
+    has drawn them yet.
     """
 
     views: tuple[Tensor, ...]
@@ -57,18 +62,19 @@ class Batch:
     keys: list[str]
     seed: int
     replaced: list[Replaced] = field(default_factory=list)
+    draws: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.g)
 
     def to(self, device: object, non_blocking: bool = True) -> Batch:
-        """The same batch on another device (Lightning calls this)."""
+        """The same batch on another device, but for its draws (Lightning calls this)."""
         move = {"device": device, "non_blocking": non_blocking}
         views = tuple(view.to(**move) for view in self.views)  # type: ignore[call-overload]
         return replace(self, views=views, g=self.g.to(**move), labels=self.labels.to(**move))  # type: ignore[call-overload]
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory (torch's DataLoader calls this)."""
+        """The same batch in page-locked memory, but for its draws (torch's DataLoader calls this)."""
         views = tuple(view.pin_memory() for view in self.views)
         return replace(self, views=views, g=self.g.pin_memory(), labels=self.labels.pin_memory())
 
@@ -115,12 +121,13 @@ class StepOutput:
 class Progress:
     """Where a run stands in its schedule, in integers: a float alone is off by an epoch now and then.
 
-    `step` optimizer steps are done of `total_steps`; an epoch has `steps_per_epoch`.
+    `step` optimizer steps are done of `total_steps`, which are `epochs` epochs of the schedule: where a run is rescaled
+    to another number of steps, they are rescaled with it.
     """
 
     step: int
     total_steps: int
-    steps_per_epoch: int
+    epochs: int
 
     @property
     def fraction(self) -> float:
@@ -128,7 +135,7 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        return self.step // self.steps_per_epoch
+        return self.step * self.epochs // self.total_steps
 
 
 @dataclass
@@ -137,8 +144,9 @@ class RunState:
 
     `step` optimizer steps are done and `samples_seen` samples consumed (on skipped steps too, so it is another
     counter). `seconds` of training wall-clock are added up over restarts. `metrics` are those of the last step.
-    `stopping` says why no step follows, "" while one does. `aside` seconds went into evaluation, pictures and
-    saving, and `waited` seconds into waiting for data, since this process began to train.
+    `stopping` says why no step follows, "" while one does, and `alarm` is what has gone wrong if that is why. `aside`
+    seconds went into evaluation, pictures and saving, and `waited` seconds into waiting for data, since this process
+    began to train.
     """
 
     step: int = 0
@@ -146,12 +154,15 @@ class RunState:
     seconds: float = 0.0
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     stopping: str = ""
+    alarm: str = ""
     aside: float = 0.0
     waited: float = 0.0
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Keeps what is done inside out of the training speed."""
+        """Keeps what is done inside out of the training speed, and steps that a GPU has yet to do in it."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         start = time.perf_counter()
         yield
         self.aside += time.perf_counter() - start

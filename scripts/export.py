@@ -2,6 +2,7 @@
 
     python scripts/export.py checkpoint=runs/mae_vitb format=timm out=runs/mae_vitb/export/timm
 
+Of a teacher and its student the teacher is exported, or with `weights=student` the student.
 `part=objective` exports the decoder too: `format=official`, and for Hiera `format=hf`.
 """
 
@@ -26,11 +27,12 @@ class Arguments:
     format: Literal["timm", "hf", "onnx", "official"]
     out: str
     part: Literal["encoder", "objective"] = "encoder"
+    weights: Literal["trained", "student"] = "trained"  # where there is a teacher, `trained` is the teacher
 
 
 def main(arguments: Arguments) -> None:
     logging.getLogger("timm").setLevel(logging.WARNING)
-    frozen, out = load(Path(arguments.checkpoint)), Path(arguments.out)
+    frozen, out = load(Path(arguments.checkpoint), arguments.weights), Path(arguments.out)
     card, model = frozen.card, cast(nn.Module, frozen.encoder)
     if arguments.part == "encoder" and frozen.left:
         print("left out, since it served pretraining alone: " + ", ".join(frozen.left))

@@ -42,7 +42,7 @@ def counted(overrides: list[str]) -> tuple[str, dict[str, Any]]:
     mask: Any = getattr(objective, "mask", None)
     if mask is None:
         raise UserError(f"objective={cfg.objective._target_}: hides no part of an image; take one that does, as mae")
-    encoder = objective.encoder_for_export
+    encoder = objective.trained_encoder
     if not hasattr(encoder, "patch_embed"):
         raise UserError(f"encoder={cfg.encoder._target_}: has no `patch_embed` whose cost could be told apart")
     batch = empty_batch((view.count, len(view.mean), *view.height_width) for view in objective.views)

@@ -1,6 +1,9 @@
-"""Writes scikit-learn's handwritten digits as shards of 32×32 images: small, real data that needs no download.
+"""Writes scikit-learn's handwritten digits as shards of small images: real data that needs no download.
 
 python scripts/make_digits.py out=runs/demo-data
+
+With scenes=true each digit is drawn several times, wherever and in whatever colours (`pretrain/data/digits.py`): pixels
+no longer tell digits apart.
 """
 
 from __future__ import annotations
@@ -10,11 +13,14 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from pretrain.arguments import script
+from pretrain.data.digits import scene
 from pretrain.data.write import write_shards
+from pretrain.records import UserError
 
 
 @dataclass(frozen=True)
@@ -23,26 +29,40 @@ class Arguments:
     val_samples: int = 297
     samples_per_shard: int = 250
     seed: int = 0
+    scenes: bool = False
+    repeats: int = 4
+    side: int = 32
 
 
 def main(arguments: Arguments) -> None:
-    out, digits = Path(arguments.out), load_digits()
+    a, out, digits = arguments, Path(arguments.out), load_digits()
+    if a.repeats < 1 or a.side < 8:
+        raise UserError(f"repeats={a.repeats} must be at least 1, and side={a.side} at least 8 pixels")
 
-    def load(number: int) -> dict[str, bytes]:
+    def plain(number: int) -> Image.Image:
         grey = (digits.images[number] * (255 / 16)).round().astype("uint8")  # 8×8, 17 shades
+        return Image.fromarray(grey).resize((a.side, a.side), Image.Resampling.BICUBIC).convert("RGB")
+
+    def drawn(number: int, repeat: int) -> Image.Image:
+        return Image.fromarray(scene(digits.images[number], np.random.default_rng([a.seed, number, repeat]), a.side))
+
+    def load(sample: tuple[int, int, int]) -> dict[str, bytes]:
+        number, repeat, _ = sample
+        image = drawn(number, repeat) if a.scenes else plain(number)
         file = io.BytesIO()
-        Image.fromarray(grey).resize((32, 32), Image.Resampling.BICUBIC).convert("RGB").save(file, "PNG")
+        image.save(file, "PNG")
         return {"png": file.getvalue(), "cls": str(digits.target[number]).encode()}
 
     numbers = list(range(len(digits.images)))
-    random.Random(arguments.seed).shuffle(numbers)
-    parts = {"val": numbers[: arguments.val_samples], "train": numbers[arguments.val_samples :]}
+    random.Random(a.seed).shuffle(numbers)
+    parts = {"val": numbers[: a.val_samples], "train": numbers[a.val_samples :]}
     for name, part in parts.items():
         if list(out.glob(f"{name}-*.tar")) and not (out / f".{name}.writing").exists():
             print(f"{out}/{name}-*.tar are already there")
             continue
-        keys = [(f"{number:08d}", number) for number in part]
-        write_shards(out, name, keys, load, arguments.samples_per_shard, [str(digit) for digit in range(10)])
+        samples = [(number, repeat, a.side) for repeat in range(a.repeats if a.scenes else 1) for number in part]
+        keys = [(f"{number:08d}" + f"-{repeat}" * a.scenes, (number, repeat, side)) for number, repeat, side in samples]
+        write_shards(out, name, keys, load, a.samples_per_shard, [str(digit) for digit in range(10)])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main(arguments: Arguments, overrides: list[str]) -> None:
     print(plan(cfg, samples, arguments.devices))
     objective = objective_of(cfg)
     batch = empty_batch((view.count, len(view.mean), *view.height_width) for view in objective.views)
-    print(cost(objective, objective.encoder_for_export, batch))
+    print(cost(objective, objective.trained_encoder, batch))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from pretrain.arguments import quote, split_list
+from pretrain.assemble import objective_of
 from pretrain.config import check, check_nodes, mistakes
 from pretrain.overrides import composed, folder
 from pretrain.plan import plan
@@ -146,6 +147,60 @@ def shared_by_mae_recipes(cfg: dict[str, Any]) -> None:
     assert cfg["trainer"]["accelerator"] == "gpu"
 
 
+@pytest.mark.parametrize(
+    ("experiment", "embed_dim", "num_heads", "patch_size", "norm_last_layer", "epochs", "scales", "locals_"),
+    [
+        ("dino_vits16", 384, 6, 16, False, 300, ([0.4, 1.0], [0.05, 0.4]), 8),
+        ("dino_vitb16", 768, 12, 16, True, 300, ([0.4, 1.0], [0.05, 0.4]), 8),
+        ("dino_vits8", 384, 6, 8, False, 800, ([0.25, 1.0], [0.05, 0.25]), 10),
+        ("dino_hiera_base", 96, 1, None, True, 300, ([0.4, 1.0], [0.05, 0.4]), 8),
+    ],
+)
+def test_dino_recipes_are_the_published_ones(
+    experiment: str,
+    embed_dim: int,
+    num_heads: int,
+    patch_size: int | None,
+    norm_last_layer: bool,
+    epochs: int,
+    scales: tuple[list[float], list[float]],
+    locals_: int,
+) -> None:
+    """The official code's defaults, and what its README and the paper say of each run."""
+    whole = composed([f"+experiment={experiment}"])
+    cfg, sizes = plain(whole), plan(whole, num_samples=1281167, devices=16)
+    encoder, objective = cfg["encoder"], cfg["objective"]
+    assert (encoder["embed_dim"], encoder["num_heads"], encoder.get("patch_size")) == (embed_dim, num_heads, patch_size)
+    assert encoder["drop_path"] == 0.1
+    if patch_size is not None:
+        assert (encoder["position"], encoder["position_offset"], encoder["distribution"]) == ("learned", 0.1, "normal")
+    assert sizes.lr == pytest.approx(5e-4 * 1024 / 256)
+    assert (sizes.epochs, sizes.total_steps, sizes.warmup) == (epochs, epochs * 1251, 10 / epochs)
+    assert cfg["optim"]["_target_"] == "torch.optim.AdamW"
+    assert cfg["optim"]["betas"] == [0.9, 0.999]
+    assert (cfg["clip_grad_norm"], cfg["clip_grad_by"]) == (3.0, "parameter")
+    assert cfg["schedule"]["lr"]["final"] == 1e-6
+    decay = cfg["schedule"]["weight_decay"]
+    assert (decay["peak"], decay["final"], decay["warmup"]) == (0.04, 0.4, 0.0)
+    head = objective["head"]
+    assert (head["prototypes"], head["layers"], head["hidden_dim"], head["bottleneck_dim"]) == (65536, 3, 2048, 256)
+    assert head["norm_last_layer"] == norm_last_layer
+    temperatures = [objective[f"{name}temperature"] for name in ("student_", "warmup_teacher_", "teacher_")]
+    assert temperatures == [0.1, 0.04, 0.07]
+    assert objective["warmup_teacher_temperature_epochs"] == 30
+    assert (objective["center_momentum"], objective["teacher_momentum"]) == (0.9, 0.996)
+    assert (objective["final_teacher_momentum"], objective["freeze_last_layer"]) == (1.0, 1)
+    first, second = objective["global_view"], objective["local_view"]
+    assert (first["size"], first["count"], second["size"], second["count"]) == (224, 2, 96, locals_)
+    assert (first["scale"], second["scale"]) == scales
+    assert first["interpolation"] == second["interpolation"] == "bicubic"
+    shared = {"_target_": "pretrain.view.spec.Colors", "jitter": 0.8, "brightness": 0.4, "contrast": 0.4}
+    shared |= {"saturation": 0.2, "hue": 0.1, "grayscale": 0.2, "blur_sigma": [0.1, 2.0], "solarize_threshold": 128}
+    assert first["colors"] == shared | {"blur": [1.0, 0.1], "solarize": [0.0, 0.2]}
+    assert second["colors"] == shared | {"blur": 0.5, "solarize": 0.0}
+    assert not list(objective_of(whole).advice(1281167, 1024, sizes.total_steps))
+
+
 @pytest.mark.parametrize("experiment", PUBLISHED)
 def test_the_plan_of_a_recipe_is_the_published_one(experiment: str) -> None:
     sizes = plan(composed([f"+experiment={experiment}"]), num_samples=1281167, devices=64)
@@ -205,7 +260,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("experiment=mae_vitb", "write +experiment=mae_vitb"),
-        ("+experiment=mae_vitz", "there is no such option; one of mae_cifar10"),
+        ("+experiment=mae_vitz", "there is no such option; one of dino_cifar10"),
         ("mask_ratio=0.5", "did you mean objective.mask_ratio?"),
         ("data.train=a,b", "a list is written [a,b]"),
         ("+new=1", "new=1: there is no such key"),

@@ -32,6 +32,14 @@ SMALL = {
         "encoder.q_pool=2",
         "encoder.multi_scale_fusion=true",
     ],
+    "DINO": [
+        "objective.head.prototypes=24",
+        "objective.head.hidden_dim=32",
+        "objective.head.bottleneck_dim=8",
+        "objective.local_view.size=16",
+        "objective.local_view.count=2",
+        "objective.freeze_last_layer=0",
+    ],
     "MAE": ["objective.decoder.embed_dim=16", "objective.decoder.depth=2", "objective.decoder.num_heads=2"],
 }
 PROGRESS = Progress(0, 10, 5)
@@ -87,7 +95,7 @@ def test_the_loss_is_finite_and_gradients_reach_what_is_trained_and_nothing_else
             assert parameter.grad.isfinite().all(), name
         else:
             assert parameter.grad is None, name
-    reached = [one.grad.abs().sum() > 0 for one in objective.encoder_for_export.parameters() if one.grad is not None]
+    reached = [one.grad.abs().sum() > 0 for one in objective.trained_encoder.parameters() if one.grad is not None]
     assert sum(reached) > 0.9 * len(reached)  # queries that none asks may keep a zero
 
 
@@ -115,7 +123,7 @@ def test_built_on_the_meta_device_it_has_the_weights_of_its_seed_alone(pair: tup
 
 def test_the_cost_is_counted_without_computing(pair: tuple[str, str]) -> None:
     built = objective_of(config(*pair))
-    assert cost(built, built.encoder_for_export, batch_for(built, 1, "meta")).flops > 0
+    assert cost(built, built.trained_encoder, batch_for(built, 1, "meta")).flops > 0
 
 
 def test_units_and_exemptions_name_what_is_there(objective: Objective) -> None:
@@ -124,7 +132,7 @@ def test_units_and_exemptions_name_what_is_there(objective: Objective) -> None:
     assert units
     assert all(unit in modules for unit in units)
     trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
-    encoder = objective.encoder_for_export
+    encoder = objective.trained_encoder
     mine = {id(dict(encoder.named_parameters())[name]) for name in encoder.no_decay()}
     exempt = decay_groups(objective, objective.no_decay())[1]["params"]
     assert objective.no_decay() <= trained

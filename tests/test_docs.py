@@ -116,6 +116,16 @@ def take_in(words: list[str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def make_again(words: list[str]) -> None:
+    """An incident, here of a run whose every step overflows."""
+    train(
+        ["+experiment=mae_digits", "objective.view.std=[1e-38,1e-38,1e-38]", "data.train=SHARDS", "output_dir=BROKEN"]
+    )
+    result = run_script("replay", *(word.replace("RUN", "BROKEN") for word in words))
+    assert result.returncode == 0, result.stderr
+    assert "\nreproduced: " in result.stdout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run_as_written(page: Path, folder: Path) -> None:
     for line in commands(page):
@@ -128,6 +138,8 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             take_in(words[2:])
         elif words[:2] == ["python", "scripts/flops.py"]:
             count(words[2:])
+        elif words[:2] == ["python", "scripts/replay.py"]:
+            make_again(words[2:])
         elif words[0] == "python" and words[1] != "-m":
             new = [word.replace("out=SHARDS", "out=NEW") for word in words[2:]]
             result = run_script(Path(words[1]).stem, *new)

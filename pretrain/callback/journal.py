@@ -13,14 +13,15 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pretrain.files import replace_file
 
 log = logging.getLogger(__name__)
 
-Row = Mapping[str, float | int]
+Row = Mapping[str, float | int | None]  # None is what was not finite
 
 
 class Journal:
@@ -49,7 +50,8 @@ class Journal:
         self._rewrite_csv(rows)
 
     def write(self, row: Row) -> None:
-        """Appends a row; a value that is not finite is kept as null in the jsonl, as nan or inf in the csv.
+        """Appends a row; a value that is not finite is kept as null in the jsonl, as nan or inf in the csv, and as nan
+        where that was written anew.
 
         When the disk is full the row waits for the next call: a record is not worth a run.
         """
@@ -75,22 +77,22 @@ class Journal:
         with open(self.csv, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
-    def _rewrite_csv(self, rows: list[dict[str, float]]) -> None:
+    def _rewrite_csv(self, rows: Sequence[Row]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns)
         if self.columns:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: math.nan if value is None else value for name, value in row.items()} for row in rows)
         replace_file(self.csv, text.getvalue().encode())
 
 
 def _line(row: Row) -> str:
-    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+    finite = {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
     return json.dumps(finite) + "\n"
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, null as None; a last line that a kill cut short is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

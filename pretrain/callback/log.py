@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from pretrain.callback.journal import Journal
 from pretrain.callback.step import Context, StepCallback
 from pretrain.callback.wandb import WandbProcess
-from pretrain.records import Problem, UserError, refuse
+from pretrain.records import Problem, refuse
 
 
 class Log(StepCallback):
@@ -65,11 +64,6 @@ class Log(StepCallback):
         self._journal.write(row)
         if self._wandb is not None:
             self._wandb.write(row)
-        if not math.isfinite(metrics["loss"]):
-            raise UserError(
-                f"the loss of step {state.step} is {metrics['loss']}: the run stops, its last checkpoint is unharmed. "
-                "A lower base_lr, a longer warm-up or precision 32-true are the usual cures"
-            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()

@@ -82,7 +82,8 @@ def draw_curves(metrics: Path, target: Path) -> None:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name)
-        axes.legend()
+        if axes.lines:  # a run may end before any value is finite
+            axes.legend()
         axes.grid(alpha=0.3)
     lower.set_xlabel("optimizer step")
     figure.savefig(target, dpi=120)

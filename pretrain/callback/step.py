@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,13 @@ class Context:
         config: the whole configuration, as plain data.
         examples: so many prepared samples, the same every time: of `data.val`, or else the first of training.
         val_batches: prepared batches of `data.val`, the same every time; None without.
+        val_subset: at most so many samples of `data.val`, any of them, the same ones every time, cut centrally, as the
+            loader yields them; None without.
+        features: what the exported encoder makes of such a batch, one vector a sample, in evaluation mode.
         loss: the objective on a batch, in evaluation mode, without gradients.
         illustrate: the objective's pictures of a batch, likewise.
+        health: the objective's signs of health on a batch, on whatever device it lies, likewise.
+        alarms: what they show to be wrong, a sentence each, the kind's name and a colon first.
     """
 
     folder: Path
@@ -42,8 +47,12 @@ class Context:
     config: dict[str, Any]
     examples: Callable[[int], Batch]
     val_batches: Callable[[], Iterable[Batch]] | None
+    val_subset: Callable[[int], Iterable[Batch]] | None
+    features: Callable[[Batch], Tensor]
     loss: Callable[[Batch], StepOutput]
     illustrate: Callable[[Batch], dict[str, Tensor]]
+    health: Callable[[Batch], dict[str, Tensor]]
+    alarms: Callable[[Mapping[str, float]], Iterable[str]]
 
 
 class StepCallback(Callback, ABC):

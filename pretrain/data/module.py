@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 Patterns = str | Sequence[str]
 
 _LEAST_TO_JUDGE = 1000  # samples before the share of bad ones means anything
+_SUBSET_WINDOW = 256  # samples of a random subset that are held compressed, and read in the order of the shards
 _NAMED = 10  # bad samples that the log names one by one
 _READERS: set[multiprocessing.process.BaseProcess] = set()
 
@@ -123,6 +124,18 @@ class ShardData:
         assert self.val is not None
         return self._fixed(self.val, seed, min(self.val_samples, self.val.num_samples), batch, views)
 
+    def val_subset(self, seed: int, count: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
+        """At most so many validation samples, any of them, the same ones every time: each once, and cut centrally.
+
+        They are decoded by threads of this process: to start a reader for so few would take longer.
+        """
+        assert self.val is not None
+        whole = Shuffle(streams=1, run_length=1, run_window=self.val.num_samples, window=_SUBSET_WINDOW)
+        numbers = Numbers(0, 1, batch, min(count, self.val.num_samples))
+        order = Order(self.val.counts, seed, whole)
+        stream = BatchStream(self.val, order, numbers, tuple(views), random=False, threads=self.num_workers)
+        return Loader(stream, self.prefetch, 1.0, background=False)
+
     def examples(self, seed: int, count: int, views: Sequence[ViewSpec]) -> Loader:
         """One batch of so many samples, the same every time: of `val`, or else the first of training."""
         return self._fixed(self.val or self.train, seed, count, count, views)
@@ -170,15 +183,23 @@ def known_size(patterns: Patterns | None, index_dir: str | None = None) -> int |
 class Loader:
     """An iterable over a stream of batches that a reader process prepares.
 
+    Args:
+        stream: of the batches.
+        prefetch: batches that wait, ready.
+        max_bad_fraction: share of samples that may fail to decode.
+        background: whether there is such a process, unless the stream has no threads either.
+
     Raises, while iterating:
         UserError: data cannot be read, or too many samples cannot be decoded.
     """
 
-    def __init__(self, stream: BatchStream, prefetch: int = 2, max_bad_fraction: float = 0.01) -> None:
+    def __init__(
+        self, stream: BatchStream, prefetch: int = 2, max_bad_fraction: float = 0.01, background: bool = True
+    ) -> None:
         self.stream = stream
         self.max_bad_fraction = max_bad_fraction
         self.bad: Counter[str] = Counter()  # by shard
-        background = stream.threads > 0
+        background = background and stream.threads > 0
         self._loader = DataLoader(
             _Guarded(stream),
             batch_size=None,

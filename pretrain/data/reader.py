@@ -29,7 +29,7 @@ from pretrain.data.sidecar import Part
 from pretrain.data.source import Reader
 from pretrain.random import Purpose, words
 from pretrain.records import Batch, Replaced
-from pretrain.view import crop
+from pretrain.view import color, crop
 from pretrain.view.decode import DecodeError, Pixels, decode
 from pretrain.view.spec import ViewSpec
 
@@ -183,6 +183,7 @@ class BatchStream(IterableDataset[Batch]):
         views = tuple(_empty_views(spec, len(gs)) for spec in self.specs)
         labels = torch.full((len(gs),), -1)
         draws = crop.draws(self.order.seed, numbers, self.specs) if self.random else None
+        colors = color.draws(self.order.seed, numbers, self.specs) if self.random else None
         keys = [""] * len(gs)
         replaced: list[Replaced] = []
 
@@ -199,7 +200,8 @@ class BatchStream(IterableDataset[Batch]):
         def result() -> Batch:
             for task in tasks:
                 task.result()
-            return Batch(views, numbers, labels, keys, self.order.seed, sorted(replaced, key=lambda bad: bad.g))
+            bad = sorted(replaced, key=lambda one: one.g)
+            return Batch(views, numbers, labels, keys, self.order.seed, bad, colors)
 
         return result
 

@@ -44,6 +44,11 @@ class Card:
         """The name of the encoder's class."""
         return str(self.encoder["_target_"]).rpartition(".")[2]
 
+    @property
+    def idea(self) -> str:
+        """The name of the class of the objective that made the weights, "" if it is not known."""
+        return str((self.objective or {}).get("_target_", "")).rpartition(".")[2]
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 
@@ -80,6 +85,13 @@ def refuse_family(card: Card, families: Iterable[str], system: str) -> None:
     package, _, name = str(card.encoder["_target_"]).rpartition(".")
     if name not in families or not package.startswith("pretrain.encoder."):
         raise UserError(f"{package}.{name} has no counterpart in {system} that this exporter knows")
+
+
+def refuse_idea(card: Card, ideas: Iterable[str], system: str) -> None:
+    """Raises UserError if a system cannot say such an objective."""
+    if card.idea not in ideas:
+        idea = card.idea or "this objective"
+        raise UserError(f"part=objective: {idea} has no counterpart in {system}; export the encoder")
 
 
 def read(folder: Path) -> Card | None:

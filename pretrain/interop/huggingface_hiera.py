@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.interop.card import Card, refuse_others, refuse_unit
+from pretrain.interop.card import Card, refuse_idea, refuse_others, refuse_unit
 from pretrain.interop.rename import rename
 from pretrain.records import UserError
 from pretrain.view.spec import pair
@@ -61,6 +61,7 @@ def refuse(card: Card) -> None:
             "not pooled follows one that attends inside mask units; use format=official"
         )
     if card.part == "objective":
+        refuse_idea(card, ["MAE"], "transformers")
         _refuse_objective(card)
 
 

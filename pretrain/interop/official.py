@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.interop.card import Card, read, refuse_family, refuse_others, refuse_unit
+from pretrain.interop.card import Card, read, refuse_family, refuse_idea, refuse_others, refuse_unit
 from pretrain.nn.position import sincos_2d
 from pretrain.records import UserError
 from pretrain.view.spec import pair
@@ -47,6 +47,11 @@ def refuse(card: Card) -> None:
     if hiera:
         refuse_unit(card.encoder, "the original code")
     if card.part == "objective":
+        refuse_idea(card, ["MAE", "DINO"], "the original codes")
+    if card.part == "objective" and card.idea == "DINO":
+        refuse_family(card, ["ViT"], "the original DINO")
+        wanted |= {"encoder.position": "learned"}
+    elif card.part == "objective":
         wanted |= {"objective.decoder.norm_eps": 1e-6, "objective.decoder.mlp_ratio": card.encoder["mlp_ratio"]}
         wanted |= {"objective.view.size": card.encoder["img_size"]}
         wanted |= {"objective.pixel_order": "chw" if hiera else "hwc"}
@@ -57,9 +62,11 @@ def refuse(card: Card) -> None:
 
 def fill(folder: Path, card: Card, model: nn.Module) -> None:
     """Writes the weights of an encoder, or of an objective, under the original names, in float32."""
-    state = _to_official(card, model)
-    whole = {key: tensor.detach().float().contiguous() for key, tensor in state.items()}
-    torch.save({_OUTER[card.family]: whole}, folder / _NAME)
+    state = {key: tensor.detach().float().contiguous() for key, tensor in model.state_dict().items()}
+    if card.part == "objective" and card.idea == "DINO":
+        torch.save(dino_to_official(state), folder / _NAME)
+    else:
+        torch.save({_OUTER[card.family]: _to_official(card, state)}, folder / _NAME)
 
 
 def to_ours(folder: Path) -> dict[str, Tensor]:
@@ -78,9 +85,20 @@ def load(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is not there, damaged, or holds something else.
     """
+    content = _content(path)
+    for key in (*_OUTER.values(), "state_dict", "teacher"):  # of DINO's two networks the one that is used
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
+        raise UserError(f"`{path}` holds no weights: a table of names and tensors is expected")
+    return content
+
+
+def _content(path: Path) -> Any:
+    """All that a file holds, as `load` reads it."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # their training runs store their arguments
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as failure:
         raise UserError(f"`{path}` cannot be read: {failure.strerror or failure}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError):
@@ -88,12 +106,6 @@ def load(path: Path) -> dict[str, Tensor]:
             f"`{path}` cannot be read: it is damaged, no file of torch, or holds more than tensors and settings, which "
             "could run when it is read"
         ) from None
-    for key in (*_OUTER.values(), "state_dict", "teacher"):  # of DINO's two networks the one that is used
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
-        raise UserError(f"`{path}` holds no weights: a table of names and tensors is expected")
-    return content
 
 
 def from_official(family: str, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -123,6 +135,8 @@ def ours(card: Card, model: nn.Module, images: Tensor) -> Tensor:
 
 def theirs(folder: Path, card: Card, images: Tensor) -> Tensor:
     """All weights that the file holds, under our names again, in one row."""
+    if card.part == "objective" and card.idea == "DINO":
+        return _row(dino_from_official(_content(folder / _NAME)))
     state = load(folder / _NAME)
     if card.part == "encoder":
         return _row(from_official(card.family, state)[0])
@@ -133,8 +147,7 @@ def _row(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([state[key].detach().float().flatten() for key in sorted(state)])
 
 
-def _to_official(card: Card, model: nn.Module) -> dict[str, Tensor]:
-    state = model.state_dict()
+def _to_official(card: Card, state: dict[str, Tensor]) -> dict[str, Tensor]:
     if card.part == "encoder":
         return state
     if card.family == "Hiera":
@@ -161,6 +174,37 @@ def mae_to_official(state: dict[str, Tensor], grid: tuple[int, int]) -> dict[str
     official = {_flat(key): tensor for key, tensor in state.items()}
     table = sincos_2d(grid, official["mask_token"].shape[-1])
     official["decoder_pos_embed"] = torch.cat([torch.zeros_like(table[:1]), table])[None]
+    return official
+
+
+def dino_from_official(content: Any) -> dict[str, Tensor]:
+    """The state of our `DINO` with a `ViT` from all that an official checkpoint holds: both networks and the centre.
+
+    Raises:
+        ValueError: a part is missing, or a key is unknown.
+    """
+    try:
+        parts = {name: dict(content[name]) for name in ("student", "teacher")}
+        ours: dict[str, Tensor] = {"center": content["dino_loss"]["center"][0]}
+    except (KeyError, TypeError, IndexError):
+        raise ValueError("an official DINO checkpoint holds `student`, `teacher` and `dino_loss`") from None
+    for name, state in parts.items():
+        for key, tensor in state.items():
+            place, _, inner = re.sub(r"^module\.", "", key).partition(".")
+            if place not in ("backbone", "head"):
+                raise ValueError(f"`{key}` is no key of an official DINO checkpoint")
+            ours[f"{name}.{'encoder' if place == 'backbone' else 'head'}.{inner}"] = tensor
+    return ours
+
+
+def dino_to_official(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `dino_from_official`; the student's names are those of a model that was spread over GPUs."""
+    center = {"center": state["center"][None]}
+    official: dict[str, dict[str, Tensor]] = {"student": {}, "teacher": {}, "dino_loss": center}
+    for key in [key for key in state if key != "center"]:
+        name, place, inner = key.split(".", 2)
+        prefix = "module." if name == "student" else ""
+        official[name][f"{prefix}{'backbone' if place == 'encoder' else 'head'}.{inner}"] = state[key]
     return official
 
 

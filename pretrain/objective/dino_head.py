@@ -29,9 +29,10 @@ class Prototypes(nn.Module):
         self.weight_g = nn.Parameter(torch.empty(prototypes, 1), requires_grad=learn_length)
         self.weight_v = nn.Parameter(torch.empty(prototypes, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, dim] → [N, prototypes]"""
-        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+    def forward(self, x: Tensor, train: bool = True) -> Tensor:
+        """[N, dim] → [N, prototypes]; not to `train` them lets the gradient pass them by, on its way to x."""
+        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+        return F.linear(x, weight if train else weight.detach())
 
 
 class DINOHead(nn.Module):
@@ -66,6 +67,7 @@ class DINOHead(nn.Module):
         for before, after in itertools.pairwise(widths):
             steps += [nn.Linear(before, after), nn.GELU()]
         self.mlp = nn.Sequential(*steps[:-1])
+        self.prototypes = prototypes
         self.last_layer = Prototypes(bottleneck_dim, prototypes, learn_length=not norm_last_layer)
         if self.last_layer.weight_v.device.type != "meta":
             self.init_weights(seed=0)
@@ -77,9 +79,9 @@ class DINOHead(nn.Module):
             if value < 1:
                 yield name, "must be at least 1"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, train_prototypes: bool = True) -> Tensor:
         """[N, in_dim] → [N, prototypes]"""
-        return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+        return self.last_layer(F.normalize(self.mlp(x), dim=-1), train_prototypes)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -39,8 +39,13 @@ def distillation_loss(student: Tensor, probabilities: Tensor, temperature: float
     views, globals_ = len(logits), len(probabilities)
     products = torch.einsum("gbk,vbk->gvb", probabilities, logits)
     losses = (logits.logsumexp(dim=-1) - products).mean(dim=-1)  # [G, V]
-    others = ~torch.eye(globals_, views, dtype=torch.bool, device=logits.device)
-    return losses[others].mean()
+    same = torch.eye(globals_, views, device=logits.device)
+    return (losses * (1 - same)).sum() / (globals_ * (views - 1))
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """In nats: [..., K] → [...]"""
+    return torch.special.entr(probabilities).sum(dim=-1)
 
 
 def moved_center(center: Tensor, mean: Tensor, momentum: float) -> Tensor:

@@ -8,7 +8,7 @@ side of its mask units and tokens, and knows nothing else about it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from pretrain.encoder.encoder import Encoder
 from pretrain.nn.mask_unit import token_ids
 from pretrain.nn.patch import PixelOrder, grid_of, patchify, unpatchify
 from pretrain.objective.decoder import Decoder
+from pretrain.objective.health import effective_rank, feature_std
 from pretrain.objective.masking import split_by_noise
 from pretrain.objective.objective import Objective
 from pretrain.random import Purpose, uniform
@@ -145,12 +146,48 @@ class MAE(Objective):
         )
         return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
-    def after_step(self, progress: Progress) -> None:
+    @torch.no_grad()
+    def health(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """How much the features of whole images differ, and how much the predictions of masked patches do."""
+        images = batch.views[0][0]
+        features = self.encoder(images).patches.mean(dim=1)
+        visible_ids, masked_ids = self.mask(images, batch)
+        visible, masked = (self._token_ids(images, ids) for ids in (visible_ids, masked_ids))
+        predictions = self.decoder(self.encoder(images, visible_ids), visible, masked)  # [B, M, pixels of a patch]
+        return {
+            "feature_std": feature_std(features),
+            "effective_rank": effective_rank(features),
+            "prediction_std": predictions.float().flatten(0, 1).std(dim=0, correction=0).mean(),
+        }
+
+    def alarms(self, health: Mapping[str, float]) -> Iterator[str]:
+        if health["effective_rank"] < 2 or health["feature_std"] < 1e-3:
+            yield (
+                "rank: features of different images hardly differ, or in one direction alone (effective rank "
+                f"{health['effective_rank']:.2f}, spread {health['feature_std']:.4f}). A lower learning rate or a "
+                "longer warm-up are the usual cures"
+            )
+        if health["prediction_std"] < 1e-3:
+            yield (
+                "constant: the same pixels are predicted for every masked patch (their spread is "
+                f"{health['prediction_std']:.5f}), which is the mean patch. A lower learning rate or a longer warm-up "
+                "are the usual cures; look whether the images themselves differ"
+            )
+
+    def after_step(self, progress: Progress, skipped: Tensor) -> None:
         """Nothing moves beside the weights."""
 
     @property
     def encoder_for_export(self) -> Encoder:
         return self.encoder
+
+    @property
+    def trained_encoder(self) -> Encoder:
+        return self.encoder
+
+    def advice(self, images: int, batch: int, steps: int | None) -> Iterator[str]:
+        """Nothing: what is far off for masked autoencoding is not known."""
+        yield from ()
 
     def fsdp_units(self) -> list[nn.Module]:
         return [*self.encoder.fsdp_units(), *self.decoder.blocks]

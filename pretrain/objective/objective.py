@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from torch import Tensor, nn
@@ -31,13 +32,45 @@ class Objective(nn.Module, ABC):
         """The mean loss over a (micro-)batch of prepared views."""
 
     @abstractmethod
-    def after_step(self, progress: Progress) -> None:
-        """What must move once per optimizer step, after it: a teacher, a centre."""
+    def after_step(self, progress: Progress, skipped: Tensor) -> None:
+        """What must move once per optimizer step, after it: a teacher, a centre.
+
+        Args:
+            progress: of the step that was made.
+            skipped: a bool on the device: whether the weights stayed as they were, since the loss or a gradient was not
+                finite. Then nothing else may move either. To look at it on the host would make the device wait.
+        """
 
     @property
     @abstractmethod
     def encoder_for_export(self) -> Encoder:
         """The encoder that probes and exports take."""
+
+    @property
+    @abstractmethod
+    def trained_encoder(self) -> Encoder:
+        """The encoder that the optimizer trains: the exported one, unless that is a teacher."""
+
+    @abstractmethod
+    def health(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """What tells a healthy run from a collapsed one, as detached scalars, of a prepared batch.
+
+        Called in evaluation mode, on the same samples every time. No gradient, no side effect.
+        """
+
+    @abstractmethod
+    def alarms(self, health: Mapping[str, float]) -> Iterator[str]:
+        """The kinds of collapse that values of `health` show, a sentence each, the kind's name first."""
+
+    @abstractmethod
+    def advice(self, images: int, batch: int, steps: int | None) -> Iterator[str]:
+        """What a user should know of settings that are far off for so much data, a sentence each.
+
+        Args:
+            images: in the data set.
+            batch: the global one.
+            steps: of the whole run, None where the clock ends it.
+        """
 
     @abstractmethod
     def fsdp_units(self) -> list[nn.Module]:

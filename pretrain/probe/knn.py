@@ -21,15 +21,37 @@ def predict(train: Tensor, labels: Tensor, test: Tensor, k: int = 20, temperatur
     Returns:
         [M] int64
     """
-    classes = int(labels.max()) + 1
-    train = F.normalize(train, dim=1)
+    classes, train = int(labels.max()) + 1, F.normalize(train, dim=1)
+    chunks = F.normalize(test, dim=1).split(_CHUNK)
+    return torch.cat([_vote(chunk @ train.T, labels, classes, min(k, len(train)), temperature) for chunk in chunks])
+
+
+def leave_one_out(features: Tensor, labels: Tensor, k: int = 20, temperature: float = 0.07) -> Tensor:
+    """The same for each sample among all others.
+
+    Args:
+        features: [N, D].
+        labels: [N] int64.
+        k: neighbours, at most N − 1 of them are used.
+
+    Returns:
+        [N] int64
+    """
+    classes, features = int(labels.max()) + 1, F.normalize(features, dim=1)
     predictions = []
-    for chunk in F.normalize(test, dim=1).split(_CHUNK):
-        similarity, nearest = (chunk @ train.T).topk(min(k, len(train)), dim=1)  # [m, k]
-        votes = torch.zeros(len(chunk), classes, dtype=similarity.dtype, device=similarity.device)
-        votes.scatter_add_(1, labels[nearest], ((similarity - 1) / temperature).exp())
-        predictions.append(votes.argmax(dim=1))
+    for start in range(0, len(features), _CHUNK):
+        similarity = features[start : start + _CHUNK] @ features.T
+        similarity.diagonal(start).fill_(-torch.inf)  # its own
+        predictions.append(_vote(similarity, labels, classes, min(k, len(features) - 1), temperature))
     return torch.cat(predictions)
+
+
+def _vote(similarity: Tensor, labels: Tensor, classes: int, k: int, temperature: float) -> Tensor:
+    """The class [M] that the k most similar of N samples vote for: similarity [M, N], labels [N]."""
+    similarity, nearest = similarity.topk(k, dim=1)  # [M, k]
+    votes = torch.zeros(len(similarity), classes, dtype=similarity.dtype, device=similarity.device)
+    votes.scatter_add_(1, labels[nearest], ((similarity - 1) / temperature).exp())
+    return votes.argmax(dim=1)
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:

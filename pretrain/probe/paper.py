@@ -65,7 +65,7 @@ def fit(
             seen += len(labels)
             total_loss += loss.item()
         for group in optimizer.param_groups:
-            group["lr"] = schedule(Progress(step, total, steps_per_epoch))
+            group["lr"] = schedule(Progress(step, total, epochs))
         optimizer.step()
         optimizer.zero_grad()
         yield total_loss

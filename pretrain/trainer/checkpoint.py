@@ -44,12 +44,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep_last: int) -> Path
             shutil.rmtree(leftover)
     partial.mkdir(parents=True)
     try:
-        with open(partial / "state.pt", "wb") as file:
-            try:
-                torch.save(state, file)
-            except RuntimeError as failure:  # what torch makes of a full disk
-                raise OSError(f"cannot write `{partial / 'state.pt'}`: {failure}") from failure
-            _flush(file.fileno())
+        write(partial / "state.pt", state)
         files = {path.name: path.stat().st_size for path in partial.iterdir()}
         with open(partial / _MANIFEST, "w", encoding="utf-8") as file:
             json.dump({"step": step, "files": files}, file)
@@ -64,6 +59,20 @@ def save(folder: Path, step: int, state: dict[str, Any], keep_last: int) -> Path
     _point_latest(folder, target)
     _prune(folder, keep_last)
     return target
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Writes a file of tensors, numbers, strings, and lists and dictionaries of them, and flushes it to disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as failure:  # what torch makes of a full disk
+            raise OSError(f"cannot write `{path}`: {failure}") from failure
+        _flush(file.fileno())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ class Clock:
     Args:
         state: the counters.
         total_steps: of the schedule.
-        steps_per_epoch: of the data.
+        epochs: of the schedule.
         samples_per_step: the global batch.
         max_seconds: if given, the position in the schedule is elapsed time over this, whatever the number of steps, and
             the run ends with it. Such a run is not bit-reproducible.
@@ -24,14 +24,14 @@ class Clock:
         self,
         state: RunState,
         total_steps: int,
-        steps_per_epoch: int,
+        epochs: int,
         samples_per_step: int,
         max_seconds: float | None = None,
         stop_after_steps: int | None = None,
     ) -> None:
         self.state = state
         self.total_steps = total_steps
-        self.steps_per_epoch = steps_per_epoch
+        self.epochs = epochs
         self.samples_per_step = samples_per_step
         self.max_seconds = max_seconds
         self.stop_after_steps = stop_after_steps
@@ -47,7 +47,7 @@ class Clock:
     @property
     def progress(self) -> Progress:
         """The position in the schedule of the step that is being made."""
-        return Progress(self._position, self.total_steps, self.steps_per_epoch)
+        return Progress(self._position, self.total_steps, self.epochs)
 
     def advance(self) -> None:
         """A step is done."""

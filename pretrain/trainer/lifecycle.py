@@ -137,11 +137,11 @@ class Save(Callback):
 
     def _save(self) -> None:
         content = self.snapshot()
-        if broken := _not_finite(content["objective"], self.state.metrics):
+        if broken := _not_finite(content["objective"]):
             raise UserError(
                 f"step {self.state.step}: {broken} is not finite. The run stops and nothing is saved: its earlier "
-                f"checkpoints in {self.folder} are as they were. A lower base_lr, a longer warm-up or precision "
-                "32-true are the usual cures"
+                f"checkpoints in {self.folder} are as they were. A lower base_lr or a longer warm-up are the usual "
+                "cures"
             )
         try:
             path = checkpoint.save(self.folder, self.state.step, content, self.keep_last)
@@ -154,9 +154,9 @@ class Save(Callback):
         self._last = time.monotonic()
 
 
-def _not_finite(weights: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """The first weight or metric that is not finite, "" if all are."""
-    for name, value in {**metrics, **weights}.items():
+def _not_finite(weights: dict[str, Any]) -> str:
+    """The first weight that is not finite, "" if all are."""
+    for name, value in weights.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             return name
     return ""

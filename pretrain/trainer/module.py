@@ -12,15 +12,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pretrain.objective.objective import Objective
+from pretrain.optim.clip import ClipBy, clip_gradients, gradient_norms, total_norm
 from pretrain.optim.groups import decay_groups
+from pretrain.optim.skip import step_unless
 from pretrain.records import Batch, Progress, StepOutput
 from pretrain.trainer.clock import Clock
+from pretrain.trainer.incident import Incidents, Outcome
 
 Schedule = Callable[[Progress], float]
 
 
 class PretrainModule(LightningModule):
     """Forward, backward, schedule, clip, step, `after_step`, count.
+
+    Where the loss or a gradient is not finite, the step leaves everything but the counters as it was. That is decided
+    on the device; the host learns of it a step later, from `incidents`.
 
     Args:
         objective: what is trained.
@@ -29,7 +35,9 @@ class PretrainModule(LightningModule):
         optimizer: makes the optimizer, given parameter groups.
         schedules: for keys of the parameter groups (`lr`, `weight_decay`). Groups exempt from decay stay exempt.
         accumulation: micro-batches of a step.
-        clip_grad_norm: greatest norm of all gradients together; None leaves them alone.
+        incidents: told of every step.
+        clip_grad_norm: greatest norm of the gradients; None leaves them alone.
+        clip_grad_by: whose norm: of all gradients together, or of each parameter's by itself.
         optimizer_state: of a checkpoint to go on from.
     """
 
@@ -41,7 +49,9 @@ class PretrainModule(LightningModule):
         optimizer: Callable[..., Optimizer],
         schedules: dict[str, Schedule],
         accumulation: int,
+        incidents: Incidents,
         clip_grad_norm: float | None = None,
+        clip_grad_by: ClipBy = "global",
         optimizer_state: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -50,10 +60,14 @@ class PretrainModule(LightningModule):
         self.clock = clock
         self.schedules = schedules
         self.accumulation = accumulation
+        self.incidents = incidents
         self.clip_grad_norm = clip_grad_norm
+        self.clip_grad_by: ClipBy = clip_grad_by
         self._make_optimizer = optimizer
         self._optimizer_state = optimizer_state
         self._sums: dict[str, Tensor] = {}  # of the metrics, over the step's micro-batches
+        self._numbers: list[Tensor] = []  # of the samples of each
+        self._skipped_steps: Tensor | int = 0  # in this process, counted on the device
 
     def configure_optimizers(self) -> Optimizer:
         optimizer = self._make_optimizer(decay_groups(self.objective, self.objective.no_decay()))
@@ -70,41 +84,65 @@ class PretrainModule(LightningModule):
         for name, value in {"loss": output.loss, **output.metrics}.items():
             mean = value.detach() / self.accumulation
             self._sums[name] = self._sums[name] + mean if name in self._sums else mean
+        self._numbers.append(batch.g)
         return output.loss
-
-    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        parameters = [parameter for parameter in self.objective.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        if self.clip_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
-        self._sums["grad_norm"] = norm
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        progress = self.clock.progress
-        values = {name: schedule(progress) for name, schedule in self.schedules.items()}
+        assert optimizer_closure is not None
+        progress, values = self.clock.progress, self._follow_schedules(optimizer)
+        optimizer_closure()  # forward and backward of the last micro-batch
+        names, norms = self._clip()
+        loss, norm = self._sums["loss"], total_norm(norms)
+        skipped = ~(loss.isfinite() & norm.isfinite())
+        self.incidents.settle()  # of the step before: the device has work, and the weights are as that step left them
+        step_unless(skipped, optimizer.optimizer, optimizer.step)
+        self.objective.after_step(progress, skipped)
+        self._skipped_steps = self._skipped_steps + skipped
+        self.incidents.note(
+            Outcome(self.clock.state.step + 1, progress, skipped, loss, norm, names, norms, self._numbers)
+        )
+        counted = {"grad_norm": norm, "skipped_steps": self._skipped_steps}
+        self.clock.state.metrics = {**self._sums, **counted, **values}
+        self._sums, self._numbers = {}, []
+        self.clock.advance()
+
+    def _follow_schedules(self, optimizer: Any) -> dict[str, float]:
+        """Puts what the schedules say of this step into the optimizer."""
+        values = {name: schedule(self.clock.progress) for name, schedule in self.schedules.items()}
         for group in optimizer.param_groups:
             skip = {"weight_decay"} if group["exempt"] else set()
             group.update({name: value for name, value in values.items() if name not in skip})
-        optimizer.step(closure=optimizer_closure)
-        self.objective.after_step(progress)
-        self.clock.state.metrics = {**self._sums, **values}
-        self._sums = {}
-        self.clock.advance()
+        return values
+
+    def _clip(self) -> tuple[list[str], Tensor]:
+        """Clips the gradients; returns the names of the P parameters that have one, and their norms [P] before."""
+        named = {name: one.grad for name, one in self.objective.named_parameters() if one.grad is not None}
+        gradients = list(named.values())
+        norms = gradient_norms(gradients)
+        if self.clip_grad_norm is not None:
+            clip_gradients(gradients, norms, self.clip_grad_norm, self.clip_grad_by)
+        return list(named), norms
 
     def loss(self, batch: Batch) -> StepOutput:
         """The objective on a prepared batch, as it is evaluated: without gradients, in the run's precision."""
-        with self._evaluation():
+        with self.evaluation():
             return self.objective(batch, self.clock.progress)
 
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's pictures of a prepared batch."""
-        with self._evaluation():
+        with self.evaluation():
             return self.objective.illustrate(batch)
 
+    def health(self, batch: Batch) -> dict[str, Tensor]:
+        """The objective's signs of health on a prepared batch."""
+        with self.evaluation():
+            return self.objective.health(batch, self.clock.progress)
+
     @contextmanager
-    def _evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> Iterator[None]:
+        """Evaluation mode, without gradients, in the run's precision."""
         self.objective.eval()
         try:
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
@@ -113,7 +151,12 @@ class PretrainModule(LightningModule):
             self.objective.train()
 
     def snapshot(self) -> dict[str, Any]:
-        """All that a checkpoint holds: weights, optimizer, counters."""
+        """All that a checkpoint holds: weights, optimizer, counters.
+
+        Raises:
+            UserError: this step is one too many, in a row, that were skipped.
+        """
+        self.incidents.settle()
         state = self.clock.state
         self.clock.read()  # evaluation and pictures of this step are training time too
         return {

@@ -1,10 +1,10 @@
-"""Which crops of an image an objective wants."""
+"""Which crops of an image an objective wants, and what is done to their colours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pretrain.records import Problem, refuse
 
@@ -15,6 +15,66 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
         return size, size
     height, width = size
     return height, width
+
+
+@dataclass(frozen=True)
+class Colors:
+    """Random changes of colour, as DINO makes them (Caron et al., arXiv 2104.14294): jitter, grayscale, blur, solarize.
+
+    Each happens to a view with its probability, in this order; after them pixels are normalised.
+
+    Args:
+        jitter: probability of changing brightness, contrast, saturation and hue, in a random order.
+        brightness, contrast, saturation: of the jitter; a factor lies between max(0, 1 − x) and 1 + x.
+        hue: of the jitter: the greatest turn, as a share of the colour circle.
+        grayscale: probability of taking all colour away.
+        blur: probability of a Gaussian blur; a list gives one for each view of the specification.
+        blur_sigma: least and greatest σ of the blur, in pixels of the view.
+        solarize: probability of inverting bright values; a list gives one for each view of the specification.
+        solarize_threshold: the least value, of 0 to 255, that is inverted.
+    """
+
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: float | Sequence[float] = 0.5
+    blur_sigma: Sequence[float] = (0.1, 2.0)
+    solarize: float | Sequence[float] = 0.0
+    solarize_threshold: int = 128
+
+    def __post_init__(self) -> None:
+        refuse(self, self.problems(**vars(self)))
+
+    @staticmethod
+    def problems(
+        jitter: float,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        hue: float,
+        grayscale: float,
+        blur: float | Sequence[float],
+        blur_sigma: Sequence[float],
+        solarize: float | Sequence[float],
+        solarize_threshold: int,
+        **_: object,
+    ) -> Iterator[Problem]:
+        for name, probability in {"jitter": jitter, "grayscale": grayscale, "blur": blur, "solarize": solarize}.items():
+            values = [probability] if isinstance(probability, int | float) else probability
+            if not all(0 <= value <= 1 for value in values):
+                yield name, "must be a probability between 0 and 1"
+        for name, strength in {"brightness": brightness, "contrast": contrast, "saturation": saturation}.items():
+            if strength < 0:
+                yield name, "must be at least 0"
+        if not 0 <= hue <= 0.5:
+            yield "hue", "must be between 0 and 0.5, half the colour circle"
+        if len(blur_sigma) != 2 or not 0 < blur_sigma[0] <= blur_sigma[1]:
+            yield "blur_sigma", "must be two numbers, 0 < least ≤ greatest"
+        if not 0 <= solarize_threshold <= 255:
+            yield "solarize_threshold", "must be between 0 and 255"
 
 
 @dataclass(frozen=True)
@@ -30,6 +90,7 @@ class ViewSpec:
         flip: probability of a horizontal flip.
         mean, std: per channel, of colours between 0 and 1; pixels are normalised by them.
         crop_ratio: for evaluation, the share of the resized image's short side that the central crop covers.
+        colors: random changes of colour; None makes none. Evaluation never makes any.
     """
 
     size: int | Sequence[int]
@@ -41,6 +102,7 @@ class ViewSpec:
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
     crop_ratio: float = 0.875
+    colors: Colors | None = None
 
     def __post_init__(self) -> None:
         refuse(self, self.problems(**vars(self)))
@@ -55,6 +117,7 @@ class ViewSpec:
         mean: Sequence[float],
         std: Sequence[float],
         crop_ratio: float,
+        colors: Colors | Mapping[str, Any] | None = None,
         **_: object,
     ) -> Iterator[Problem]:
         if not isinstance(size, int) and len(size) != 2:
@@ -76,6 +139,16 @@ class ViewSpec:
             yield "std", "must be positive"
         if not 0 < crop_ratio <= 1:
             yield "crop_ratio", "must be above 0 and at most 1"
+        changes = (
+            vars(colors) if isinstance(colors, Colors) else colors or {}
+        )  # a node that is checked before it is built
+        for name in ("blur", "solarize"):
+            chance = changes.get(name)
+            if isinstance(chance, Sequence) and len(chance) != count:
+                yield (
+                    "colors",
+                    f"has {len(chance)} values in `{name}` for {count} views: must be one number or one a view",
+                )
 
     @property
     def height_width(self) -> tuple[int, int]:

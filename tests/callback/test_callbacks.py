@@ -24,6 +24,16 @@ def test_speed_leaves_out_what_is_set_aside() -> None:
     assert 0.05 <= state.aside < 0.5
 
 
+def test_what_a_gpu_has_yet_to_do_is_not_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    queued = [0.2]  # seconds
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: time.sleep(queued.pop()))
+    state = RunState()
+    with state.set_aside():
+        assert queued == []
+    assert state.aside < 0.1
+
+
 def test_throughput_counts_images_and_waiting(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     from pretrain.trainer.module import PretrainModule
 

@@ -55,6 +55,16 @@ def test_what_is_not_finite_stays_valid_json(tmp_path: Path) -> None:
     assert table(tmp_path)[0]["loss"] == "nan"
 
 
+def test_a_run_goes_on_after_a_row_that_was_not_finite(tmp_path: Path) -> None:
+    Journal(tmp_path, step=0).write({"step": 1, "loss": float("inf")})
+    Journal(tmp_path, step=1).write({"step": 2, "loss": 0.5, "val_loss": 0.25})
+    assert read_rows(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": None},
+        {"step": 2, "loss": 0.5, "val_loss": 0.25},
+    ]
+    assert [(row["loss"], row["val_loss"]) for row in table(tmp_path)] == [("nan", ""), ("0.5", "0.25")]
+
+
 def test_a_row_that_cannot_be_written_waits_for_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     journal = Journal(tmp_path, step=0)
     journal.write({"step": 1, "loss": 0.5})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from pretrain.assemble import objective_of
 from pretrain.encoder.vit import ViT
 from pretrain.interop.official import (
+    dino_from_official,
+    dino_to_official,
     hiera_from_official,
     hiera_mae_from_official,
     hiera_mae_to_official,
@@ -18,6 +22,7 @@ from pretrain.objective.decoder import Decoder
 from pretrain.objective.mae import MAE
 from pretrain.overrides import composed
 from pretrain.view.spec import ViewSpec
+from tests.conftest import Golden
 
 
 @pytest.fixture
@@ -70,3 +75,22 @@ def test_the_keys_of_hiera_are_the_official_ones() -> None:
         hiera_from_official(encoder | {"strange": torch.zeros(1)})
     with pytest.raises(ValueError, match="`cls_token` is no key of an official Hiera"):
         hiera_mae_from_official(official | {"cls_token": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("golden", ["dino_vit"], indirect=True)
+def test_golden_keys_of_dino(golden: Golden) -> None:
+    """Both networks and the centre, out and back; the names inside are those of the original's own modules."""
+    dino = objective_of(composed(["+experiment=dino_vits16"]))
+    official = dino_to_official(dino.state_dict())
+    plain = {re.sub(r"blocks\.\d+", "blocks.0", key) for key in official["teacher"]}
+    theirs = [key for key in golden.tensors if key.startswith(("backbone.", "head."))]
+    assert plain == {re.sub(r"blocks\.\d+", "blocks.0", key) for key in theirs}
+    assert {f"module.{key}" for key in official["teacher"]} == official["student"].keys()
+    assert official["dino_loss"]["center"].shape == (1, 65536)
+    back = dino_from_official(official)
+    assert back.keys() == dino.state_dict().keys()
+    assert all(back[key] is value or back[key].shape == value.shape for key, value in dino.state_dict().items())
+    with pytest.raises(ValueError, match="holds `student`, `teacher` and `dino_loss`"):
+        dino_from_official({"teacher": official["teacher"]})
+    with pytest.raises(ValueError, match="`strange` is no key of an official DINO"):
+        dino_from_official(official | {"teacher": {"strange": torch.zeros(1)}})

@@ -11,6 +11,7 @@ import torch
 from pretrain.encoder.vit import ViT
 from pretrain.nn.patch import PixelOrder, patchify
 from pretrain.objective.decoder import Decoder
+from pretrain.objective.health import effective_rank, feature_std
 from pretrain.objective.mae import MAE
 from pretrain.records import Batch, Progress, Randomness
 from pretrain.view.spec import ViewSpec
@@ -214,3 +215,61 @@ def test_what_cannot_work_is_refused_with_the_reason() -> None:
         MAE(ViT(img_size=4, patch_size=4, embed_dim=24, depth=1, num_heads=2), decoder, ViewSpec(4))
     with pytest.raises(ValueError, match=r"images have 3 channels, but `encoder\.in_chans` is 1"):
         MAE(ViT(img_size=8, patch_size=4, in_chans=1, embed_dim=24, depth=1, num_heads=2), decoder, ViewSpec(8))
+
+
+def test_health_has_no_side_effect_and_raises_no_alarm_on_a_new_network() -> None:
+    mae, batch = build(), batch_of(16)
+    before = {name: value.clone() for name, value in mae.state_dict().items()}
+    state = torch.random.get_rng_state()
+    first, second = mae.health(batch, PROGRESS), mae.health(batch, PROGRESS)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in mae.state_dict().items())
+    assert first == second
+    assert first.keys() == {"feature_std", "effective_rank", "prediction_std"}
+    assert not any(value.requires_grad for value in first.values())
+    assert list(mae.alarms({name: value.item() for name, value in first.items()})) == []
+
+
+def test_health_is_of_whole_images_and_of_what_is_predicted() -> None:
+    mae, batch = build(), batch_of(16)
+    images = batch.views[0][0]
+    values = mae.health(batch, PROGRESS)
+    features = mae.encoder(images).patches.mean(dim=1)
+    assert values["effective_rank"] == effective_rank(features)
+    assert values["feature_std"] == feature_std(features)
+    visible, masked = mae.mask(images, batch)
+    everything = mae.reconstruct(images, visible, masked)
+    predictions = torch.cat([everything[row, masked[row]] for row in range(16)])
+    assert values["prediction_std"].item() == pytest.approx(
+        predictions.std(dim=0, correction=0).mean().item(), rel=1e-5
+    )
+
+
+def test_a_decoder_that_predicts_the_mean_patch_raises_constant() -> None:
+    mae, batch = build(), batch_of(16)
+    with torch.no_grad():
+        mae.decoder.pred.weight.zero_()
+    health = {name: value.item() for name, value in mae.health(batch, PROGRESS).items()}
+    assert [alarm.partition(":")[0] for alarm in mae.alarms(health)] == ["constant"]
+
+
+def test_an_encoder_that_sees_nothing_raises_rank() -> None:
+    mae, batch = build(), batch_of(16)
+    with torch.no_grad():
+        mae.encoder.patch_embed.proj.weight.zero_()  # type: ignore[union-attr, operator]
+    health = {name: value.item() for name, value in mae.health(batch, PROGRESS).items()}
+    assert [alarm.partition(":")[0] for alarm in mae.alarms(health)] == ["rank"]
+
+
+@pytest.mark.parametrize(
+    ("health", "kinds"),
+    [
+        ({"effective_rank": 2.0, "feature_std": 1e-3, "prediction_std": 1e-3}, []),
+        ({"effective_rank": 1.99, "feature_std": 1.0, "prediction_std": 1.0}, ["rank"]),
+        ({"effective_rank": 9.0, "feature_std": 0.9e-3, "prediction_std": 1.0}, ["rank"]),
+        ({"effective_rank": 9.0, "feature_std": 1.0, "prediction_std": 0.9e-3}, ["constant"]),
+        ({"effective_rank": 1.0, "feature_std": 0.0, "prediction_std": 0.0}, ["rank", "constant"]),
+    ],
+)
+def test_alarms_by_their_limits(health: dict[str, float], kinds: list[str]) -> None:
+    assert [alarm.partition(":")[0] for alarm in build().alarms(health)] == kinds

@@ -23,7 +23,7 @@ def official_lr(epoch: float, lr: float, min_lr: float, warmup_epochs: float, ep
 def test_every_step_equals_the_official_formula(epochs: int, warmup: int, per_epoch: int) -> None:
     schedule = WarmupCosine(peak=2.4e-3, warmup=warmup / epochs)
     for step in range(epochs * per_epoch):
-        ours = schedule(Progress(step, epochs * per_epoch, per_epoch))
+        ours = schedule(Progress(step, epochs * per_epoch, epochs))
         expected = official_lr(step / per_epoch, 2.4e-3, 0.0, warmup, epochs)
         assert abs(ours - expected) <= 1e-12  # two orders of the same float64 operations
 
@@ -46,5 +46,5 @@ def test_golden_every_step_of_the_official_dino_schedules(golden: Golden, name: 
         config["base"], config["warmup_epochs"] / config["epochs"], config["final"], peak_twice=True
     )
     steps = config["epochs"] * config["steps_per_epoch"]
-    ours = [schedule(Progress(step, steps, config["steps_per_epoch"])) for step in range(steps)]
+    ours = [schedule(Progress(step, steps, config["epochs"])) for step in range(steps)]
     assert ours == pytest.approx(golden[name].tolist(), rel=1e-5, abs=1e-12)  # they were stored as float32

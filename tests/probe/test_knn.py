@@ -46,3 +46,25 @@ def test_few_neighbours_and_accuracy() -> None:
     predictions = knn.predict(train, labels, train, k=20, temperature=0.07)
     assert predictions.tolist() == [2, 0, 1]
     assert knn.accuracy(predictions, torch.tensor([2, 0, 0])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("k", [1, 20, 5000])
+def test_leave_one_out_equals_its_definition(
+    features: tuple[torch.Tensor, torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    """Each sample is asked of all others, whatever the chunks."""
+    train, labels, _ = features
+    expected = []
+    for left in range(len(train)):
+        others = [i for i in range(len(train)) if i != left]
+        expected.append(int(knn.predict(train[others], labels[others], train[left : left + 1], k)))
+    for chunk in (1024, 77):
+        monkeypatch.setattr(knn, "_CHUNK", chunk)
+        assert knn.leave_one_out(train, labels, k).tolist() == expected
+    assert expected != labels.tolist()
+
+
+def test_leave_one_out_never_asks_the_sample_itself() -> None:
+    """Two of each feature, with opposite labels: the nearest other is always wrong."""
+    features, labels = torch.eye(6).repeat(2, 1), torch.tensor([0] * 6 + [1] * 6)
+    assert knn.leave_one_out(features, labels, k=1).tolist() == [1] * 6 + [0] * 6

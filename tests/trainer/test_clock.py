@@ -12,7 +12,7 @@ from pretrain.trainer.clock import Clock
 
 def test_by_steps() -> None:
     state = RunState()
-    clock = Clock(state, total_steps=3, steps_per_epoch=2, samples_per_step=8)
+    clock = Clock(state, total_steps=3, epochs=2, samples_per_step=8)
     seen = []
     while not clock.end:
         seen.append(clock.progress)
@@ -27,7 +27,7 @@ def test_by_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     state = RunState(seconds=30.0)  # of an earlier process
-    clock = Clock(state, total_steps=1000, steps_per_epoch=10, samples_per_step=8, max_seconds=60)
+    clock = Clock(state, total_steps=1000, epochs=100, samples_per_step=8, max_seconds=60)
     clock.start()
     assert clock.progress.step == 500
     now[0] += 15

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pretrain import build
 from pretrain.overrides import composed
@@ -203,26 +204,23 @@ def test_a_pair_that_does_not_fit_is_refused(job: Job) -> None:
     assert not job.out.exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(job: Job) -> None:
-    job.run("stop_after_steps=2")
-    with pytest.raises(UserError, match=r"the loss of step .* is nan"):
-        job.run("base_lr=1e30", "warmup_epochs=0")
+@pytest.mark.parametrize("every", [1, 30], ids=["logged", "between two rows of the log"])
+def test_a_run_that_diverges_stops_and_its_checkpoint_is_unharmed(job: Job, every: int) -> None:
+    job.run("stop_after_steps=2", "max_steps=40")
+    with pytest.raises(UserError, match=r"step \d: 3 steps in a row were skipped"):
+        job.run("base_lr=1e30", "warmup_epochs=0", "max_steps=40", f"callback.log.every_steps={every}")
     newest = checkpoint.newest(job.out / "checkpoints")
     assert newest is not None
+    assert newest.name == "step_00000002"
     assert all(value.isfinite().all() for value in checkpoint.load(newest)["objective"].values())
 
 
-def test_what_is_not_finite_is_never_saved(job: Job) -> None:
-    """Between two rows of the log the weights go wrong: no checkpoint of that time may push out the good ones."""
+def test_weights_that_are_not_finite_are_never_saved(job: Job) -> None:
+    """Gradients are finite, and the rate carries the weights beyond all numbers: no checkpoint of that time may push
+    out the good ones."""
     job.run("stop_after_steps=4", "max_steps=40")
-    with pytest.raises(UserError, match=r"step 1\d: .* is not finite. The run stops and nothing is saved"):
-        job.run(
-            "max_steps=40",
-            "base_lr=1e30",
-            "warmup_epochs=0",
-            "checkpoint.every_steps=10",
-            "callback.log.every_steps=30",
-        )
+    with pytest.raises(UserError, match=r"step 5: .* is not finite. The run stops and nothing is saved"):
+        job.run("max_steps=40", "base_lr=1e41", "warmup_epochs=0", "checkpoint.every_steps=5")
     newest = checkpoint.newest(job.out / "checkpoints")
     assert newest is not None
     assert newest.name == "step_00000004"
@@ -348,3 +346,21 @@ def test_gradients_are_clipped_together(job: Job, tmp_path: Path) -> None:
     job.out = tmp_path / "free"
     job.run("stop_after_steps=1")
     assert clipped["grad_norm"] == job.rows()[0]["grad_norm"] > 0.1  # the norm before clipping is what is shown
+
+
+@pytest.mark.parametrize("by", ["global", "parameter"])
+def test_gradients_are_clipped_together_or_each_by_itself(job: Job, by: str) -> None:
+    norms: list[list[float]] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        gradients = [one.grad for group in optimizer.param_groups for one in group["params"]]
+        norms.append([one.norm().item() for one in gradients if one is not None])
+
+    hook = register_optimizer_step_pre_hook(look)
+    job.run("clip_grad_norm=0.01", f"clip_grad_by={by}", "stop_after_steps=2")
+    hook.remove()
+    for each in norms:
+        together = math.hypot(*each)
+        assert max(each) == pytest.approx(0.01, rel=1e-3) if by == "parameter" else max(each) < 0.0099
+        assert together > 0.03 if by == "parameter" else together == pytest.approx(0.01, rel=1e-3)
+    assert job.rows()[0]["grad_norm"] > 0.1

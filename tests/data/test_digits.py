@@ -1,0 +1,125 @@
+"""Scenes of handwritten digits: drawn the same every time, inside the image, visible, split by digit."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.datasets
+from numpy.typing import NDArray
+from sklearn.utils import Bunch
+
+from pretrain.data.digits import scene
+from tests.scripts import run_script
+
+DIGITS = sklearn.datasets.load_digits()
+
+
+def draw(number: int, seed: int = 0, side: int = 32) -> NDArray[np.uint8]:
+    return scene(DIGITS.images[number], np.random.default_rng([seed, number]), side)
+
+
+def plain_ground(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("pretrain.data.digits._NOISE", 0.0)
+    patch.setattr("pretrain.data.digits._TEXTURE", (0.0, 0.0))
+
+
+def test_a_scene_is_a_function_of_its_random_numbers() -> None:
+    one, same, other = draw(3), draw(3), draw(3, seed=1)
+    assert one.shape == (32, 32, 3)
+    assert one.dtype == np.uint8
+    assert (one == same).all()
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize("side", [16, 32, 48])
+def test_the_digit_is_wholly_inside_and_moves_to_every_border(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_ground(monkeypatch)
+    monkeypatch.setattr("pretrain.data.digits._colours", lambda rng: (np.ones(3), np.zeros(3)))
+    borders = set()
+    for seed in range(300):
+        picture = scene(np.full((8, 8), 16.0), np.random.default_rng(seed), side)[..., 0]
+        rows, columns = np.nonzero(picture)
+        (top, left), (bottom, right) = (rows[0], columns[0]), (rows[-1], columns[-1])
+        assert (picture[top : bottom + 1, left : right + 1] == 255).all()  # a square of ink stays whole
+        assert 0.5 * side <= bottom - top + 1 <= 0.75 * side
+        assert 0.4 * side <= right - left + 1 <= 0.85 * side
+        borders |= {
+            ("top", top == 0),
+            ("left", left == 0),
+            ("bottom", bottom == side - 1),
+            ("right", right == side - 1),
+        }
+    assert len(borders) == 8
+
+
+def test_every_digit_stands_out_from_its_ground(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In colour it differs more from the ground's mean than twice what texture and noise make of one colour."""
+    pictures = [draw(number).astype(float) / 255 for number in range(300)]
+    plain_ground(monkeypatch)
+    for number, picture in enumerate(pictures):
+        clean = draw(number).astype(float) / 255  # of the same random numbers
+        colours = Counter(map(tuple, clean.reshape(-1, 3)))
+        ground = np.array(colours.most_common(1)[0][0])
+        contrast = np.linalg.norm(clean - ground, axis=-1).max()
+        unrest = np.sqrt(np.square(picture - clean).sum(-1).mean())
+        assert contrast > 0.5
+        assert 0.03 < unrest < contrast / 2
+
+
+def test_colours_and_places_hide_the_digit_from_raw_pixels() -> None:
+    """1-nearest-neighbour of centred pixels: 99 % on the plain digits, near chance on scenes."""
+
+    def nearest_is_right(pixels: NDArray[np.floating]) -> float:
+        flat = pixels.reshape(len(pixels), -1)
+        flat = flat - flat.mean(0)
+        flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+        similarity = flat @ flat.T
+        np.fill_diagonal(similarity, -1)
+        return float((DIGITS.target[similarity.argmax(1)] == DIGITS.target).mean())
+
+    assert nearest_is_right(DIGITS.images) > 0.95
+    assert nearest_is_right(np.stack([draw(number) for number in range(len(DIGITS.images))]).astype(float)) < 0.25
+
+
+def members(folder: Path, name: str) -> dict[str, bytes]:
+    """Member → content, of all shards of that name."""
+    found = {}
+    for path in sorted(folder.glob(f"{name}-*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                found[member.name] = file.read()
+    return found
+
+
+def test_the_script_writes_each_digit_several_times_on_one_side_of_the_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Bunch(images=DIGITS.images[:40], target=DIGITS.target[:40])
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: few)
+    for name, words in {"plain": [], "a": ["scenes=true", "repeats=3"], "b": ["scenes=true", "repeats=3"]}.items():
+        assert run_script("make_digits", f"out={tmp_path / name}", "val_samples=10", *words).returncode == 0
+    for name, count in {"train": 30, "val": 10}.items():
+        plain, scenes = members(tmp_path / "plain", name), members(tmp_path / "a", name)
+        numbers = {Path(member).stem for member in plain}
+        assert len(numbers) == count
+        assert Counter(Path(member).stem.partition("-")[0] for member in scenes) == dict.fromkeys(
+            numbers, 6
+        )  # png, cls
+        assert len({content for member, content in scenes.items() if member.endswith(".png")}) == 3 * count
+        for member, content in scenes.items():
+            if member.endswith(".cls"):
+                assert int(content) == few.target[int(member.partition("-")[0])]
+        assert scenes == members(tmp_path / "b", name)
+    assert not set(members(tmp_path / "a", "train")) & set(members(tmp_path / "a", "val"))
+
+
+def test_a_wrong_argument_is_refused(tmp_path: Path) -> None:
+    result = run_script("make_digits", f"out={tmp_path / 'out'}", "scenes=true", "repeats=0")
+    assert result.returncode == 1
+    assert "repeats=0 must be at least 1" in result.stderr

@@ -1,0 +1,351 @@
+"""DINO as an objective: its definition in plain loops, what moves once a step, and who may be trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.encoder.hiera import Hiera
+from pretrain.encoder.vit import ViT
+from pretrain.objective import dino as module
+from pretrain.objective.dino import DINO
+from pretrain.objective.dino_head import DINOHead
+from pretrain.optim.groups import decay_groups
+from pretrain.records import Batch, Progress
+from pretrain.view.spec import ViewSpec
+from tests.conftest import Golden, close
+
+START = Progress(0, 100, 10)
+NO = torch.tensor(False)
+GLOBAL, LOCAL = ViewSpec(16, count=2), ViewSpec(8, count=3)
+
+
+def small(local: ViewSpec | None = LOCAL, drop_path: float = 0.0, **arguments: object) -> DINO:
+    vit = ViT(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, position="learned", drop_path=drop_path)
+    head = {"prototypes": 12, "hidden_dim": 20, "bottleneck_dim": 6}
+    built = DINO(vit, lambda in_dim: DINOHead(in_dim, **head), GLOBAL, local, **{"freeze_last_layer": 0} | arguments)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in built.teacher.parameters():  # another than the student, as after some steps
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        built.center.copy_(0.3 * torch.randn(12, generator=generator))
+    return built.train()
+
+
+def batch_of(objective: DINO, count: int = 3) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    views = tuple(
+        torch.randn(view.count, count, 3, *view.height_width, generator=generator) for view in objective.views
+    )
+    return Batch(views, torch.arange(count), torch.full((count,), -1), [""] * count, seed=4)
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    return replace(batch, views=tuple(view[:, start:stop] for view in batch.views), g=batch.g[start:stop])
+
+
+def by_loops(objective: DINO, batch: Batch, student_temperature: float = 0.1, temperature: float = 0.04) -> Tensor:
+    """Algorithm 1 of the paper, view by view and sample by sample, with networks called on one image at a time."""
+
+    def outputs(network: torch.nn.Module, image: Tensor) -> Tensor:
+        tokens = network.encoder(image[None])  # type: ignore[operator, union-attr]
+        hidden = F.normalize(network.head.mlp(tokens.cls), dim=-1)  # type: ignore[operator, union-attr]
+        layer = network.head.last_layer  # type: ignore[union-attr]
+        rows = layer.weight_v / layer.weight_v.norm(dim=1, keepdim=True) * layer.weight_g  # type: ignore[union-attr, operator]
+        return (hidden @ rows.T)[0]
+
+    total, pairs = torch.zeros(()), 0
+    for sample in range(len(batch)):
+        images = [view[number, sample] for view in batch.views for number in range(len(view))]
+        for g in range(2):
+            with torch.no_grad():
+                q = ((outputs(objective.teacher, images[g]) - objective.center) / temperature).softmax(0)
+            for v, image in enumerate(images):
+                if v != g:
+                    logarithms = (outputs(objective.student, image) / student_temperature).log_softmax(0)
+                    total, pairs = total - (q * logarithms).sum(), pairs + 1
+    return total / pairs
+
+
+def gradients(objective: DINO, loss: Tensor) -> dict[str, Tensor]:
+    objective.zero_grad()
+    loss.backward()
+    return {name: one.grad.clone() for name, one in objective.named_parameters() if one.grad is not None}
+
+
+def agrees(objective: DINO, batch: Batch) -> bool:
+    """Whether loss and gradients are those of the loops, in float32 to 1e-4 of the greatest (sums in another order)."""
+    expected = by_loops(objective, batch)
+    theirs = gradients(objective, expected)
+    loss = objective(batch, START).loss
+    ours = gradients(objective, loss)
+    same = abs(loss.item() / expected.item() - 1) < 1e-5 and ours.keys() == theirs.keys()
+    return same and all((ours[key] - theirs[key]).abs().max() <= 1e-4 * theirs[key].abs().max() for key in theirs)
+
+
+@pytest.mark.parametrize("local", [LOCAL, None], ids=["multi-crop", "global views alone"])
+def test_loss_and_gradient_are_those_of_the_definition(local: ViewSpec | None) -> None:
+    objective = small(local)
+    assert agrees(objective, batch_of(objective))
+
+
+def keeps_same_views(student: Tensor, probabilities: Tensor, temperature: float) -> Tensor:
+    logits = student.float() / temperature
+    return (logits.logsumexp(-1) - torch.einsum("gbk,vbk->gvb", probabilities, logits)).mean()
+
+
+MUTATIONS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "the centre is added": ("teacher_probabilities", lambda t, c, temperature: ((t + c) / temperature).softmax(-1)),
+    "no centre": ("teacher_probabilities", lambda t, c, temperature: (t / temperature).softmax(-1)),
+    "temperatures swapped": ("teacher_probabilities", lambda t, c, temperature: ((t - c) / 0.1).softmax(-1)),
+    "the student is as sharp": (
+        "distillation_loss",
+        lambda s, q, temperature: ORIGINAL_LOSS(s, q, 0.04),
+    ),
+    "same views are kept": ("distillation_loss", keeps_same_views),
+}
+ORIGINAL_LOSS = module.distillation_loss
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mutated_loss_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, function = MUTATIONS[mutation]
+    monkeypatch.setattr(module, name, function)
+    objective = small()
+    assert not agrees(objective, batch_of(objective))
+
+
+def test_a_teacher_that_gradients_reach_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = small()
+    assert agrees(objective, batch_of(objective))
+    objective.teacher.requires_grad_(True)
+    monkeypatch.setattr(DINO, "teacher_outputs", DINO.teacher_outputs.__wrapped__)  # type: ignore[attr-defined]
+    assert not agrees(objective, batch_of(objective))
+
+
+@pytest.mark.parametrize("golden", ["dino_vit"], indirect=True)
+def test_golden_networks_give_the_loss_of_their_outputs(golden: Golden) -> None:
+    """The original's backbone and head in both roles: what the teacher says equals the original's own outputs."""
+    sizes, head = golden.config, golden.config["head"]
+    names = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "norm_eps")
+    vit = ViT(
+        img_size=sizes["img_size"][0],
+        position="learned",
+        position_offset=0.1,
+        **{name: sizes[name] for name in names},
+    )
+    widths = (head["out_dim"], head["nlayers"], head["hidden_dim"], head["bottleneck_dim"])
+    images, local = golden["global_images"], golden["local_images"]
+    views = (ViewSpec(images.shape[-1]), ViewSpec(local.shape[-1]))
+    objective = DINO(vit, lambda in_dim: DINOHead(in_dim, *widths), *views)
+    for network in (objective.student, objective.teacher):
+        network.encoder.load_state_dict(golden.state("backbone."))
+        network.head.load_state_dict(golden.state("head."))
+    count = min(len(images), len(local))
+    batch = Batch((images[None, :count], local[None, :count]), torch.arange(count), torch.zeros(count), [""], 0)
+    assert close(objective.teacher_outputs(batch)[0], golden["head_out"][:count])
+    _, student = objective.student([view[0] for view in batch.views])
+    assert close(student[:count], golden["head_out"][:count])
+    q = (golden["head_out"][:count] / 0.04).softmax(-1)
+    expected = -(q * (student[count:] / 0.1).log_softmax(-1)).sum(-1).mean()  # the teacher's view with the local one
+    assert abs(objective(batch, START).loss.item() / expected.item() - 1) <= 1e-5
+
+
+# ── what moves once a step ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_micro_batches_make_the_step_of_the_whole_batch() -> None:
+    """Centre and teacher after the step, and the gradient, are those of one batch; each sees the centre from before."""
+    whole, parts = small(), small()
+    batch = batch_of(whole, 6)
+    expected = gradients(whole, whole(batch, START).loss)
+    before = parts.center.clone()
+    losses = []
+    parts.zero_grad()
+    for start in (0, 2, 4):
+        losses.append(parts(part(batch, start, start + 2), START).loss / 3)
+        losses[-1].backward()
+        assert torch.equal(parts.center, before)
+    for name, parameter in parts.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-4)  # sums in another order
+    for objective in (whole, parts):
+        objective.after_step(START, NO)
+    torch.testing.assert_close(parts.center, whole.center, atol=1e-6, rtol=1e-5)
+    mean = whole.teacher_outputs  # the teacher has moved: the mean is taken with an untouched one
+    untouched = small()
+    mean = untouched.teacher_outputs(batch).mean(dim=(0, 1))
+    torch.testing.assert_close(whole.center, 0.9 * before + 0.1 * mean, atol=1e-6, rtol=1e-5)
+    assert whole.count == 0
+    assert not whole.outputs.any()
+
+
+def test_the_teacher_is_the_moving_average_of_the_student() -> None:
+    objective = small(teacher_momentum=0.9)
+    before = [one.clone() for one in objective.teacher.parameters()]
+    objective(batch_of(objective), START)
+    objective.after_step(START, NO)
+    for old, new, student in zip(before, objective.teacher.parameters(), objective.student.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * student, atol=1e-6, rtol=1e-5)
+    objective(batch_of(objective), START)
+    objective.after_step(Progress(100, 100, 10), NO)  # at the end of the schedule it stands still
+    unmoved = [one.clone() for one in objective.teacher.parameters()]
+    objective(batch_of(objective), START)
+    objective.after_step(Progress(100, 100, 10), NO)
+    assert all(map(torch.equal, unmoved, objective.teacher.parameters()))
+
+
+def test_a_skipped_step_moves_nothing() -> None:
+    objective = small()
+    before = {key: value.clone() for key, value in objective.state_dict().items()}
+    batch = batch_of(objective)
+    objective(replace(batch, views=tuple(view * math.nan for view in batch.views)), START)
+    objective.after_step(START, torch.tensor(True))
+    assert all(torch.equal(value, before[key]) for key, value in objective.state_dict().items())
+    objective(batch, START)  # and nothing of it is left for the next
+    objective.after_step(START, NO)
+    assert objective.center.isfinite().all()
+
+
+def test_evaluation_leaves_no_trace() -> None:
+    objective = small().eval()
+    before = {key: value.clone() for key, value in (*objective.named_buffers(), *objective.named_parameters())}
+    batch = batch_of(objective)
+    with torch.no_grad():
+        objective(batch, START)
+        objective.health(batch, START)
+        objective.illustrate(batch)
+    after = (*objective.named_buffers(), *objective.named_parameters())
+    assert all(torch.equal(value, before[key]) for key, value in after)
+
+
+# ── who is trained ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_teacher_is_in_every_checkpoint_and_in_no_optimizer() -> None:
+    objective = small()
+    optimised = {id(one) for group in decay_groups(objective, objective.no_decay()) for one in group["params"]}
+    assert not optimised & {id(one) for one in objective.teacher.parameters()}
+    assert {id(one) for one in objective.student.parameters() if one.requires_grad} == optimised
+    state = objective.state_dict()
+    assert {f"teacher.{name}" for name, _ in objective.teacher.named_parameters()} <= state.keys()
+    assert "center" in state
+    assert not {"outputs", "count"} & state.keys()  # they are empty at every step boundary
+
+
+def test_the_teacher_drops_nothing_and_the_student_by_view() -> None:
+    objective = small(drop_path=0.5)
+    batch = batch_of(objective)
+    assert not objective.teacher.training
+    assert torch.equal(objective.teacher_outputs(batch), objective.teacher_outputs(batch))
+    same = replace(batch, views=tuple(view[:1].expand_as(view) for view in batch.views))
+    views, keys = module._flattened(same)
+    _, outputs = objective.student(views, keys)
+    first, second = outputs[:6].unflatten(0, (2, 3))
+    assert not torch.equal(first, second)  # equal images, two views: each drops by its own number
+    alone = module._flattened(part(same, 1, 2))
+    torch.testing.assert_close(objective.student(*alone)[1][1], second[1])
+
+
+def test_prototypes_rest_in_the_first_epochs() -> None:
+    objective = small(freeze_last_layer=2)
+    batch = batch_of(objective)
+    for step, frozen in ((0, True), (19, True), (20, False)):
+        found = gradients(objective, objective(batch, Progress(step, 100, 10)).loss)
+        assert ("student.head.last_layer.weight_v" not in found) == frozen
+        assert found["student.head.mlp.0.weight"].abs().sum() > 0
+
+
+def test_the_teachers_temperature_warms_up_epoch_by_epoch() -> None:
+    objective = small(teacher_temperature=0.07, warmup_teacher_temperature=0.04, warmup_teacher_temperature_epochs=5)
+    got = [objective.teacher_temperature(Progress(step, 100, 10)) for step in range(100)]
+    expected = np.repeat(np.concatenate([np.linspace(0.04, 0.07, 5), np.full(5, 0.07)]), 10)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_the_teacher_begins_as_the_student() -> None:
+    objective = small()
+    objective.init_weights(7)
+    pairs = zip(objective.student.parameters(), objective.teacher.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert not objective.center.any()
+
+
+# ── health ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def kinds(objective: DINO, batch: Batch) -> set[str]:
+    objective.eval()
+    health = {name: value.item() for name, value in objective.health(batch, START).items()}
+    assert all(map(math.isfinite, health.values()))
+    return {sentence.partition(":")[0] for sentence in objective.alarms(health)}
+
+
+def test_health_tells_the_kinds_of_collapse_apart() -> None:
+    objective = small()
+    batch = batch_of(objective, 16)
+    assert kinds(objective, batch) == set()
+    uniform = small()
+    with torch.no_grad():
+        uniform.teacher.head.last_layer.weight_g.zero_()
+        uniform.center.zero_()
+    assert kinds(uniform, batch) == {"uniform"}
+    peaked = small()
+    with torch.no_grad():
+        peaked.center[3] = -50.0
+    assert kinds(peaked, batch) == {"peaked"}
+    flat = small()
+    with torch.no_grad():
+        flat.teacher.encoder.norm.weight.zero_()
+        flat.teacher.encoder.norm.bias.fill_(1.0)
+    assert "rank" in kinds(flat, batch)
+
+
+def test_kl_is_nothing_when_student_and_teacher_agree() -> None:
+    objective = small(local=None, student_temperature=0.04)
+    objective.init_weights(0)
+    batch = batch_of(objective)
+    same = replace(batch, views=tuple(view[:1].expand_as(view) for view in batch.views))
+    health = objective.eval().health(same, START)
+    assert abs(health["kl"].item()) < 1e-5
+    assert health["teacher_entropy"] > 0.1
+
+
+def test_advice_names_what_is_far_off() -> None:
+    objective = small()
+    assert any("prototypes=12 for 10 images" in line for line in objective.advice(10, 4, 100_000))
+    assert any("teacher_momentum=0.996 for 500 steps" in line for line in objective.advice(10_000, 512, 500))
+    assert any("looks back 64 epochs" in line for line in objective.advice(1000, 256, 100_000))
+    assert any("images in all" in line for line in objective.advice(10_000, 64, 1000))
+    assert not list(objective.advice(1_281_167, 1024, 300 * 1251))  # the published recipe
+    assert any("sharpened" in line for line in small(teacher_temperature=0.1).advice(1_281_167, 1024, 10**6))
+
+
+# ── what cannot work ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_cannot_work_is_refused_together() -> None:
+    vit = ViT(img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+    with pytest.raises(ValueError, match=r"10×10 pixels cannot be cut into mask units of 4.*9×9"):
+        DINO(vit, DINOHead, ViewSpec(10, count=2), ViewSpec(9))
+    with pytest.raises(ValueError, match="nothing to match"):
+        DINO(vit, DINOHead, ViewSpec(16))
+    with pytest.raises(ValueError, match=r"`student_temperature` must be positive; `teacher_momentum` must be between"):
+        DINO(vit, DINOHead, GLOBAL, student_temperature=0.0, teacher_momentum=1.5)
+
+
+def test_without_a_class_token_the_mean_goes_to_the_head() -> None:
+    stages = {"stages": (1, 1), "q_pool": 1, "mask_unit_size": 2, "mask_unit_attn": (True, False)}
+    hiera = Hiera(img_size=32, embed_dim=8, num_heads=1, patch_kernel=3, patch_stride=4, patch_padding=1, **stages)  # type: ignore[arg-type]
+    objective = DINO(hiera, lambda in_dim: DINOHead(in_dim, 10, 2, 16, 4), ViewSpec(32, count=2))
+    assert objective.pool == "mean"
+    images = torch.randn(2, 3, 32, 32)
+    vectors, _ = objective.teacher([images])
+    torch.testing.assert_close(vectors, hiera.eval()(images).patches.mean(1))
