@@ -54,12 +54,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 SHRINK = {
     "trainer": "cpu",
-    "objective.decoder.embed_dim": "48",
-    "objective.decoder.depth": "1",
     "global_batch_size": "4",
     "data.num_workers": "0",
     "callback.log.wandb": "disabled",
 }
+MAE = {"decoder.embed_dim": "48", "decoder.depth": "1"}
+DINO = {"head.prototypes": "32", "head.hidden_dim": "32", "head.bottleneck_dim": "8"}
+DINO |= {"global_view.size": "32", "local_view.size": "32", "local_view.count": "2"}
 VIT = {"img_size": "8", "patch_size": "4", "embed_dim": "48", "depth": "1"}
 HIERA = {"img_size": "32", "embed_dim": "8", "stages": "[1,1,1,1]"}
 HIERA |= {"patch_kernel": "3", "patch_stride": "1", "patch_padding": "1", "q_pool": "2", "mask_unit_size": "8"}
@@ -70,7 +71,9 @@ def small(words: list[str]) -> list[str]:
     """What makes everything small that a command does not set itself."""
     sizes = HIERA if any("hiera" in word for word in words) else VIT
     given = {word.partition("=")[0] for word in words}
+    ours = DINO if any("dino" in word for word in words) else MAE
     everything = SHRINK | {f"encoder.{key}": value for key, value in sizes.items()}
+    everything |= {f"objective.{key}": value for key, value in ours.items()}
     return [f"{key}={value}" for key, value in everything.items() if key not in given]
 
 
@@ -85,10 +88,10 @@ def train(words: list[str]) -> None:
     build.run_of(cfg).fit()
 
 
-def bench(words: list[str]) -> None:
+def bench(script: str, words: list[str]) -> None:
     """A benchmark of something small, for one round, on the CPU."""
     kept = [word for word in words if word.partition("=")[0] not in ("trainer", "batch", "rounds")]
-    result = run_script("bench_step", *kept, *small(kept), "batch=2", "rounds=1")
+    result = run_script(script, *kept, *small(kept), "batch=2", "rounds=1")
     assert result.returncode == 0, result.stderr
 
 
@@ -132,8 +135,8 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
         words = shlex.split(line)
         if words[:3] == ["python", "-m", "pretrain"] and not {"--cfg", "--multirun"} & set(words):
             train(words[3:])
-        elif words[:2] == ["python", "scripts/bench_step.py"]:
-            bench(words[2:])
+        elif words[0] == "python" and words[1] in ("scripts/bench_step.py", "scripts/bench_color.py"):
+            bench(Path(words[1]).stem, words[2:])
         elif words[:2] == ["python", "scripts/import_weights.py"]:
             take_in(words[2:])
         elif words[:2] == ["python", "scripts/flops.py"]:

@@ -24,7 +24,7 @@ def effective_rank(features: Tensor) -> Tensor:
     """RankMe (Garrido et al., arXiv 2210.02885): exp of the entropy of the normalised singular values of [N, D].
 
     Ours is of the features about their mean. What all images share tells none of them apart, and can be far the
-    greatest part: of a small MAE whose features tell digits apart well, the rank would be 1.3 with it and is 16 without.
+    greatest part: of a small MAE whose features tell digits apart, the rank would be 1.3 with it and is 16 without.
 
     It lies between 1, where the features differ in one direction or not at all, and min(N − 1, D). NaN where a feature
     is not finite.

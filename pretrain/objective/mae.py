@@ -21,6 +21,7 @@ from pretrain.objective.decoder import Decoder
 from pretrain.objective.health import effective_rank, feature_std
 from pretrain.objective.masking import split_by_noise
 from pretrain.objective.objective import Objective
+from pretrain.objective.picture import colours
 from pretrain.random import Purpose, uniform
 from pretrain.records import Batch, Problem, Progress, Randomness, StepOutput, refuse
 from pretrain.view.spec import ViewSpec
@@ -135,18 +136,9 @@ class MAE(Objective):
         hidden = hidden.scatter(1, self._token_ids(images, masked_ids), True)[..., None]
         grid = grid_of(images, side)
         columns = [patches, torch.where(hidden, 0.0, patches), torch.where(hidden, prediction, patches)]
-        pictures = [self._colours(unpatchify(column, grid, side, order)) for column in columns]
+        pictures = [colours(unpatchify(column, grid, side, order), self.views[0]) for column in columns]
         return {"reconstruction": torch.cat(pictures, dim=-1).permute(1, 0, 2, 3).flatten(1, 2)}
 
-    def _colours(self, images: Tensor) -> Tensor:
-        """Normalised pixels as uint8 colours; a normalised 0, the mean colour, is what a hidden patch shows."""
-        mean, std = (
-            torch.tensor(values, device=images.device)[:, None, None]
-            for values in (self.views[0].mean, self.views[0].std)
-        )
-        return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-
-    @torch.no_grad()
     def health(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """How much the features of whole images differ, and how much the predictions of masked patches do."""
         images = batch.views[0][0]

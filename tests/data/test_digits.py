@@ -71,7 +71,7 @@ def test_every_digit_stands_out_from_its_ground(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_colours_and_places_hide_the_digit_from_raw_pixels() -> None:
-    """1-nearest-neighbour of centred pixels: 99 % on the plain digits, near chance on scenes."""
+    """1-nearest-neighbour of centred pixels: nearly all of the plain digits are right, few of the scenes."""
 
     def nearest_is_right(pixels: NDArray[np.floating]) -> float:
         flat = pixels.reshape(len(pixels), -1)
