@@ -139,6 +139,7 @@ class MAE(Objective):
         pictures = [colours(unpatchify(column, grid, side, order), self.views[0]) for column in columns]
         return {"reconstruction": torch.cat(pictures, dim=-1).permute(1, 0, 2, 3).flatten(1, 2)}
 
+    @torch.no_grad()
     def health(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """How much the features of whole images differ, and how much the predictions of masked patches do."""
         images = batch.views[0][0]
