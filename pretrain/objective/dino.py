@@ -28,6 +28,7 @@ from pretrain.optim.schedule import WarmupCosine
 from pretrain.records import Batch, Problem, Progress, Randomness, StepOutput, Tokens, refuse
 from pretrain.view.spec import ViewSpec
 
+_SAME = 0.01  # nats that the teacher tells of an image, below which it tells nothing
 _VIEW = 2**48  # apart lie the numbers of two views of a sample, see `Randomness`
 
 
@@ -201,18 +202,19 @@ class DINO(Objective):
         }
 
     def alarms(self, health: Mapping[str, float]) -> Iterator[str]:
-        most = math.log(len(self.center))
-        if health["teacher_entropy"] > 0.999 * most:
+        most, one, mean = math.log(len(self.center)), health["teacher_entropy"], health["teacher_entropy_of_mean"]
+        same = mean - one < _SAME  # what the teacher says of an image is what it says of all
+        if same and one > 0.5 * most:
             yield (
-                f"uniform: the teacher gives all {len(self.center)} prototypes the same share for every image (entropy "
-                f"{health['teacher_entropy']:.4f} of {most:.4f}), and the loss rests at that. A lower "
-                "teacher_temperature, a higher teacher_momentum or a lower learning rate are the usual cures"
+                f"uniform: the teacher spreads every image over all {len(self.center)} prototypes alike (entropy "
+                f"{one:.4f} of at most {most:.4f}), and the loss rests at that. A lower teacher_temperature, a higher "
+                "teacher_momentum or a lower learning rate are the usual cures"
             )
-        if health["teacher_entropy_of_mean"] < 0.05 * most:
+        if (same and one <= 0.5 * most) or mean < 0.05 * most:
             yield (
-                "peaked: the teacher gives every image the same prototypes (entropy of the mean over images "
-                f"{health['teacher_entropy_of_mean']:.4f} of {most:.4f}). Centring prevents that: look at "
-                "center_momentum, and raise the teacher's temperature"
+                "peaked: the teacher gives every image the same few prototypes (entropy of the mean over images "
+                f"{mean:.4f} of at most {most:.4f}). Centring prevents that: look at center_momentum, or raise the "
+                "teacher's temperature"
             )
         if health["effective_rank"] < 2 or health["feature_std"] < 1e-3:
             yield (

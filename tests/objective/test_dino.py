@@ -289,9 +289,12 @@ def kinds(objective: DINO, batch: Batch) -> set[str]:
 
 
 def test_health_tells_the_kinds_of_collapse_apart() -> None:
-    objective = small()
+    sharp = {"teacher_temperature": 0.002, "warmup_teacher_temperature": 0.002}
+    objective = small(**sharp)
+    objective.center.copy_(objective.teacher_outputs(batch_of(objective, 16)).mean(dim=(0, 1)))
     batch = batch_of(objective, 16)
     assert kinds(objective, batch) == set()
+    assert "uniform" in kinds(small(teacher_temperature=50.0, warmup_teacher_temperature=50.0), batch)
     uniform = small()
     with torch.no_grad():
         uniform.teacher.head.last_layer.weight_g.zero_()
