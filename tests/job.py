@@ -48,6 +48,24 @@ HIERA = [
     "data.num_samples=null",
 ]
 
+DINO = [
+    "+experiment=dino_cifar10",
+    "encoder=vit_tiny",
+    "encoder.img_size=16",
+    "encoder.patch_size=4",
+    "encoder.embed_dim=24",
+    "encoder.depth=2",
+    "encoder.num_heads=3",
+    "encoder.position=learned",
+    "encoder.drop_path=0.2",
+    "objective.head.prototypes=16",
+    "objective.head.hidden_dim=24",
+    "objective.head.bottleneck_dim=8",
+    "objective.local_view.size=8",
+    "objective.local_view.count=2",
+    "data.num_samples=null",
+]
+
 
 class Job:
     """Shards, an output folder, and runs of the small configuration in it."""
@@ -59,12 +77,13 @@ class Job:
         write_shards(self.shards, [10, 7, 1, 23])
 
     def overrides(self, *extra: str) -> list[str]:
-        """The small configuration with some keys replaced; of another experiment the encoder's sizes are its own."""
+        """The small configuration with some keys replaced; of another experiment the model's sizes are its own."""
         mine = [f"data.train={self.shards}", f"data.index_dir={self.tmp / 'index'}", f"output_dir={self.out}"]
         replaced = {word.lstrip("+").partition("=")[0] for word in extra}
         kept = [word for word in (*SMALL, *mine) if word.lstrip("+").partition("=")[0] not in replaced]
         if "experiment" in replaced:
-            kept = [word for word in kept if not word.startswith("encoder.")]
+            mine = ("encoder.", "objective.") if "+experiment=dino_cifar10" in extra else ("encoder.",)
+            kept = [word for word in kept if not word.startswith(mine)]
         return [*kept, *extra]
 
     def run(self, *extra: str) -> build.Run:
