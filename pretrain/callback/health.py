@@ -22,7 +22,8 @@ _WARMUP = 0.05  # share of the run
 
 
 class Health(StepCallback):
-    """Adds the objective's signs of health to the metrics of every n-th step and of the last, and watches them.
+    """Adds the objective's signs of health to the metrics of every n-th step and, of longer runs, of the last, and
+    watches them.
 
     Args:
         context: of the run.
@@ -68,7 +69,7 @@ class Health(StepCallback):
 
     def after_step(self, trainer: Trainer) -> None:
         state = self.context.state
-        if state.step % self.every_steps and not state.stopping:
+        if not self.is_due(state, self.every_steps):
             return
         with state.set_aside():
             if self._batch is None:

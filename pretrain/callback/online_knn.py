@@ -22,7 +22,8 @@ _KEPT = 2**28  # bytes of pixels that are kept between two evaluations: 1,783 im
 
 
 class OnlineKNN(StepCallback):
-    """Adds `knn`, a share of samples that are classified rightly, to the metrics of every n-th step and of the last.
+    """Adds `knn`, a share of samples that are classified rightly, to the metrics of every n-th step and, of longer
+    runs, of the last.
 
     It is off where `data.val` is missing or has no labels. Samples are decoded once and kept, unless they are more than
     256 MiB: then they are read each time.
@@ -66,7 +67,7 @@ class OnlineKNN(StepCallback):
 
     def after_step(self, trainer: Trainer) -> None:
         state = self.context.state
-        if self._off or (state.step % self.every_steps and not state.stopping):
+        if self._off or not self.is_due(state, self.every_steps):
             return
         with state.set_aside():
             features, labels = extract(self._batches(), self.context.features, labelled_only=True)

@@ -62,6 +62,12 @@ class StepCallback(Callback, ABC):
     def after_step(self, trainer: Trainer) -> None:
         """The step is done, its metrics are in the run's state."""
 
+    @staticmethod
+    def is_due(state: RunState, every_steps: int) -> bool:
+        """Whether the step that is done is an n-th one, or the last of a run that has come so far: what looks at many
+        samples would take longer than all of a shorter one."""
+        return state.step % every_steps == 0 or (bool(state.stopping) and state.step > every_steps)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
