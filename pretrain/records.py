@@ -67,6 +67,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.g)
 
+    def part(self, start: int, stop: int) -> Batch:
+        """The samples from place `start` up to `stop`, as a batch of their own."""
+        g, inside = self.g[start:stop], slice(start, stop)
+        views = tuple(view[:, inside] for view in self.views)
+        draws = None if self.draws is None else self.draws[inside]
+        replaced = [one for one in self.replaced if one.g in set(g.tolist())] if self.replaced else []
+        return Batch(views, g, self.labels[inside], self.keys[inside], self.seed, replaced, draws)
+
     def to(self, device: object, non_blocking: bool = True) -> Batch:
         """The same batch on another device, but for its draws (Lightning calls this)."""
         move = {"device": device, "non_blocking": non_blocking}
@@ -146,7 +154,7 @@ class RunState:
     counter). `seconds` of training wall-clock are added up over restarts. `metrics` are those of the last step.
     `stopping` says why no step follows, "" while one does, and `alarm` is what has gone wrong if that is why. `aside`
     seconds went into evaluation, pictures and saving, and `waited` seconds into waiting for data, since this process
-    began to train.
+    began to train. `reported` says that the step's metrics hold what is rarely measured.
     """
 
     step: int = 0
@@ -157,6 +165,12 @@ class RunState:
     alarm: str = ""
     aside: float = 0.0
     waited: float = 0.0
+    reported: bool = False
+
+    def report(self, **values: float) -> None:
+        """Adds to the metrics of the step what is not measured at every step, and must not miss the log."""
+        self.metrics.update(values)
+        self.reported = True
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:

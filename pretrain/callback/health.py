@@ -39,7 +39,7 @@ class Health(StepCallback):
         self,
         context: Context,
         every_steps: int = 100,
-        samples: int = 256,
+        samples: int = 128,
         patience: int = 3,
         warmup_steps: int | None = None,
         action: Literal["warn", "stop"] = "warn",
@@ -60,7 +60,7 @@ class Health(StepCallback):
     ) -> Iterator[Problem]:
         for name, value, least in (
             ("every_steps", every_steps, 1),
-            ("samples", samples, 2),
+            ("samples", samples, 16),
             ("patience", patience, 1),
             ("warmup_steps", warmup_steps, 0),
         ):
@@ -75,7 +75,7 @@ class Health(StepCallback):
             if self._batch is None:
                 self._batch = self.context.examples(self.samples).to("cpu", non_blocking=False)
             values = {name: value.item() for name, value in self.context.health(self._batch).items()}
-        state.metrics.update(values)
+        state.report(**values)
         alarms = {} if self._warms_up() else self._watch(values)
         for sentence in alarms.values():
             log.warning("step %d: alarm, %s", state.step, sentence)

@@ -56,8 +56,9 @@ class Log(StepCallback):
 
     def after_step(self, trainer: Trainer) -> None:
         state = self.context.state
-        if state.step % self.every_steps and not state.stopping:
+        if state.step % self.every_steps and not state.stopping and not state.reported:
             return
+        state.reported = False
         metrics = {name: value.item() if isinstance(value, Tensor) else value for name, value in state.metrics.items()}
         row = {"step": state.step, "samples_seen": state.samples_seen, "seconds": round(state.seconds, 3), **metrics}
         assert self._journal is not None

@@ -75,7 +75,7 @@ class OnlineKNN(StepCallback):
                 self._turn_off("data.val has no labels (`.cls` members with a class number)")
                 return
             predictions = knn.leave_one_out(features, labels, self.k, self.temperature)
-            state.metrics["knn"] = knn.accuracy(predictions, labels)
+            state.report(knn=knn.accuracy(predictions, labels))
 
     def _turn_off(self, reason: str) -> None:
         self._off, self._kept = True, []

@@ -9,7 +9,6 @@ before.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.encoder.encoder import Encoder
+from pretrain.objective import dino_health
 from pretrain.objective.dino_head import DINOHead
 from pretrain.objective.distillation import distillation_loss, entropy, moved_center, teacher_probabilities
 from pretrain.objective.ema import follow, teacher_of
@@ -28,7 +28,7 @@ from pretrain.optim.schedule import WarmupCosine
 from pretrain.records import Batch, Problem, Progress, Randomness, StepOutput, Tokens, refuse
 from pretrain.view.spec import ViewSpec
 
-_SAME = 0.01  # nats that the teacher tells of an image, below which it tells nothing
+_PART = 32  # samples whose health is looked at together
 _VIEW = 2**48  # apart lie the numbers of two views of a sample, see `Randomness`
 
 
@@ -184,74 +184,36 @@ class DINO(Objective):
 
     @torch.no_grad()
     def health(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """See `alarms` for what they mean; entropies are in nats, at most the logarithm of the number of prototypes."""
-        views, _ = _flattened(batch)
-        vectors, outputs = self.teacher(views[:1])
-        _, student = self.student(views)
-        teacher = outputs.float().unflatten(0, batch.views[0].shape[:2])
-        probabilities = teacher_probabilities(teacher, self.center, self.teacher_temperature(progress))
-        loss = distillation_loss(student.unflatten(0, (-1, len(batch))), probabilities, self.student_temperature)
-        uncertainty = entropy(probabilities).mean()
+        """See `dino_health` for what they mean. A few samples go through the networks at a time."""
+        temperature, starts = self.teacher_temperature(progress), range(0, len(batch), _PART)
+        parts = [self._part_of_health(batch.part(start, start + _PART), temperature) for start in starts]
+        vectors, shares, entropies, losses = (torch.cat(values) for values in zip(*parts, strict=True))
         return {
-            "teacher_entropy": uncertainty,
-            "teacher_entropy_of_mean": entropy(probabilities.mean(dim=(0, 1))),
-            "kl": loss - uncertainty,
+            "teacher_entropy": entropies.mean(),
+            "teacher_entropy_of_mean": entropy(shares.sum(dim=0) / len(batch)),
+            "kl": losses.sum() / len(batch) - entropies.mean(),
             "center_norm": self.center.norm(),
             "feature_std": feature_std(vectors),
             "effective_rank": effective_rank(vectors),
         }
 
+    def _part_of_health(self, batch: Batch, temperature: float) -> tuple[Tensor, ...]:
+        """The teacher's vectors, the sum of its probabilities over samples, their entropies, and the sum of losses."""
+        views, _ = _flattened(batch)
+        vectors, outputs = self.teacher(views[:1])
+        _, student = self.student(views)
+        probabilities = teacher_probabilities(outputs.unflatten(0, (-1, len(batch))), self.center, temperature)
+        loss = distillation_loss(student.unflatten(0, (-1, len(batch))), probabilities, self.student_temperature)
+        shares = probabilities.mean(dim=0).sum(dim=0)
+        return vectors.float(), shares[None], entropy(probabilities).flatten(), (loss * len(batch))[None]
+
     def alarms(self, health: Mapping[str, float]) -> Iterator[str]:
-        most, one, mean = math.log(len(self.center)), health["teacher_entropy"], health["teacher_entropy_of_mean"]
-        same = mean - one < _SAME  # what the teacher says of an image is what it says of all
-        if same and one > 0.5 * most:
-            yield (
-                f"uniform: the teacher spreads every image over all {len(self.center)} prototypes alike (entropy "
-                f"{one:.4f} of at most {most:.4f}), and the loss rests at that. A lower teacher_temperature, a higher "
-                "teacher_momentum or a lower learning rate are the usual cures"
-            )
-        if (same and one <= 0.5 * most) or mean < 0.05 * most:
-            yield (
-                "peaked: the teacher gives every image the same few prototypes (entropy of the mean over images "
-                f"{mean:.4f} of at most {most:.4f}). Centring prevents that: look at center_momentum, or raise the "
-                "teacher's temperature"
-            )
-        if health["effective_rank"] < 2 or health["feature_std"] < 1e-3:
-            yield (
-                f"rank: features of different images point in one direction (effective rank "
-                f"{health['effective_rank']:.2f}, spread {health['feature_std']:.4f})"
-            )
+        return dino_health.alarms(health, len(self.center))
 
     def advice(self, images: int, batch: int, steps: int | None) -> Iterator[str]:
-        prototypes, momentum = len(self.center), self.teacher_momentum.peak
-        if prototypes > images:
-            yield (
-                f"objective.head.prototypes={prototypes} for {images} images: most would never be used; about a "
-                "twentieth to a half of the images, a power of 2, is a good number"
-            )
-        horizon = 1 / max(1e-9, 1 - momentum)  # steps that the teacher looks back
-        if steps is not None and momentum < 1 and steps < 10 * horizon:
-            yield (
-                f"objective.teacher_momentum={momentum} for {steps} steps: the teacher looks back {horizon:,.0f} steps "
-                f"and hardly leaves its random start; at most {1 - 10 / max(steps, 11):.3g} would let it follow, or "
-                "train longer"
-            )
-        if batch * horizon > 10 * images:
-            yield (
-                f"objective.teacher_momentum={momentum} with batches of {batch}: the teacher looks back "
-                f"{batch * horizon / images:.0f} epochs of {images} images; at most {1 - batch / (5 * images):.3g} "
-                "keeps it within five"
-            )
-        if self.teacher_temperatures[1] >= self.student_temperature:
-            yield (
-                f"objective.teacher_temperature={self.teacher_temperatures[1]} is not below student_temperature="
-                f"{self.student_temperature}: nothing is sharpened, and training collapses"
-            )
-        if steps is not None and batch * steps < 200_000:
-            yield (
-                f"{steps} steps of {batch} show {batch * steps:,} images in all: DINO learns little from less than a "
-                "few hundred thousand; with few images train for more epochs"
-            )
+        temperatures = (self.student_temperature, self.teacher_temperatures[1])
+        momentum, run = self.teacher_momentum.peak, dino_health.Run(images, batch, steps)
+        return dino_health.advice(run, len(self.center), momentum, temperatures, self.views)
 
     @torch.no_grad()
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:

@@ -37,7 +37,8 @@ def distillation_loss(student: Tensor, probabilities: Tensor, temperature: float
     """
     logits = student.float() / temperature
     views, globals_ = len(logits), len(probabilities)
-    products = torch.einsum("gbk,vbk->gvb", probabilities, logits)
+    with torch.autocast("cuda" if logits.is_cuda else "cpu", enabled=False):  # as the original, in float32
+        products = torch.einsum("gbk,vbk->gvb", probabilities, logits)
     losses = (logits.logsumexp(dim=-1) - products).mean(dim=-1)  # [G, V]
     same = torch.eye(globals_, views, device=logits.device)
     return (losses * (1 - same)).sum() / (globals_ * (views - 1))

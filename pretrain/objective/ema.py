@@ -23,7 +23,7 @@ def teacher_of(student: Network) -> Network:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float, skipped: Tensor) -> None:
-    """teacher ← momentum · teacher + (1 − momentum) · student, all parameters in one call.
+    """teacher ← teacher + (1 − momentum) · (student − teacher), all parameters together in fused calls.
 
     Args:
         teacher, student: of the same architecture.
@@ -31,7 +31,9 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float, skipped: Ten
         skipped: a bool on the device: whether the teacher stays as it is. It is read there, so that nobody waits.
     """
     ours, theirs = ([_local(one) for one in network.parameters()] for network in (teacher, student))
-    torch._foreach_lerp_(ours, theirs, [torch.where(skipped, 0.0, 1.0 - momentum)] * len(ours))
+    way = torch._foreach_sub(theirs, ours)
+    torch._foreach_mul_(way, torch.where(skipped, 0.0, 1.0 - momentum))
+    torch._foreach_add_(ours, way)
 
 
 def _local(parameter: Tensor) -> Tensor:

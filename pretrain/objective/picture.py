@@ -26,8 +26,9 @@ def components(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     flat = tokens.float().flatten(0, 1)
     flat = flat - flat.mean(dim=0)
-    directions = torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -3:].flip(1)  # [D, 3], ascending before the flip
-    values = flat @ directions
+    with torch.autocast("cuda" if flat.is_cuda else "cpu", enabled=False):  # eigenvectors need float32
+        directions = torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -3:].flip(1)  # [D, 3], ascending before the flip
+        values = flat @ directions
     low, high = (torch.quantile(values, share, dim=0) for share in (0.02, 0.98))
     shades = ((values - low) / (high - low).clamp_min(1e-6)).clamp(0, 1) * 255
     return shades.round().to(torch.uint8).view(len(tokens), *grid, 3).permute(0, 3, 1, 2)

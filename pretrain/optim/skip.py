@@ -13,15 +13,15 @@ def step_unless(skipped: Tensor, optimizer: Optimizer, step: Callable[[], Any]) 
     """Makes a step that leaves weights, moments and step counts as they are, to the bit, if `skipped` is true.
 
     Fused optimizers look at the flag on the device: their kernels take a `found_inf`, which is how torch's GradScaler
-    leaves steps out. For all others it is read on the host, which waits for the device. So it is in the very first step
-    of a fused one: SGD only reserves its momenta then, and a skipped step would leave in them whatever the memory held.
+    leaves steps out. For all others it is read on the host, which waits for the device. So it is in the first step of
+    any parameter: SGD only reserves its momentum then, and a skipped step would leave in it what the memory held.
 
     Args:
         skipped: a bool, where the parameters are.
         optimizer: the one that steps.
         step: makes its step.
     """
-    if not (_takes_found_inf(optimizer) and optimizer.state):
+    if not (_takes_found_inf(optimizer) and _knows_all(optimizer)):
         if not skipped.item():
             step()
         return
@@ -30,6 +30,12 @@ def step_unless(skipped: Tensor, optimizer: Optimizer, step: Callable[[], Any]) 
         step()
     finally:
         del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _knows_all(optimizer: Optimizer) -> bool:
+    """Whether every parameter that has a gradient was in a step before."""
+    parameters = (one for group in optimizer.param_groups for one in group["params"] if one.grad is not None)
+    return all(optimizer.state.get(one) for one in parameters)
 
 
 def _takes_found_inf(optimizer: Optimizer) -> bool:

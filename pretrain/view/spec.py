@@ -125,7 +125,7 @@ class ViewSpec:
         elif min(pair(size)) < 1:
             yield "size", "must be at least 1"
         if count < 1:
-            yield "count", "must be at least 1"
+            yield "count", "must be at least 1 (null in place of local views leaves them out)"
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             yield "scale", "must be two shares of the area, 0 < least ≤ greatest ≤ 1"
         if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
@@ -139,15 +139,13 @@ class ViewSpec:
             yield "std", "must be positive"
         if not 0 < crop_ratio <= 1:
             yield "crop_ratio", "must be above 0 and at most 1"
-        changes = (
-            vars(colors) if isinstance(colors, Colors) else colors or {}
-        )  # a node that is checked before it is built
+        changes = vars(colors) if isinstance(colors, Colors) else colors or {}  # or a node that is not built yet
         for name in ("blur", "solarize"):
             chance = changes.get(name)
             if isinstance(chance, Sequence) and len(chance) != count:
                 yield (
-                    "colors",
-                    f"has {len(chance)} values in `{name}` for {count} views: must be one number or one a view",
+                    "count",
+                    f"is {count}, but `colors.{name}` has {len(chance)} values: give it one number, or a list of {count}",
                 )
 
     @property

@@ -197,6 +197,6 @@ def test_a_wrong_setting_is_said(job: Job, override: str, message: str) -> None:
 
 
 def test_a_run_too_short_to_be_looked_at_is_not_held_up(job: Job) -> None:
-    """256 samples of a large model take minutes on a CPU; a trial of two steps should not."""
+    """128 samples of a large model take minutes on a CPU; a trial of two steps should not."""
     job.run("callback.health.every_steps=50", f"data.val={job.shards}", "max_steps=2", "epochs=1", "warmup_epochs=0")
     assert not {"feature_std", "knn"} & job.rows()[-1].keys()

@@ -352,3 +352,52 @@ def test_without_a_class_token_the_mean_goes_to_the_head() -> None:
     images = torch.randn(2, 3, 32, 32)
     vectors, _ = objective.teacher([images])
     torch.testing.assert_close(vectors, hiera.eval()(images).patches.mean(1))
+
+
+# ── precision ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_loss_is_computed_in_float32_under_autocast() -> None:
+    """As the original's: products of probabilities and logits are not rounded to bfloat16, nor is their gradient."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(5, 4, 64, generator=generator).requires_grad_()
+    q = torch.randn(2, 4, 64, generator=generator).softmax(-1)
+    plain = module.distillation_loss(student, q, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = module.distillation_loss(student, q, 0.1)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(plain, mixed)
+    assert torch.equal(*(torch.autograd.grad(loss, student)[0] for loss in (plain, mixed)))
+
+
+def test_pictures_are_drawn_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eigenvectors and quantiles have no kernels for less on a GPU."""
+    seen = []
+    for name in ("eigh",):
+        original = getattr(torch.linalg, name)
+        monkeypatch.setattr(torch.linalg, name, lambda x, original=original: (seen.append(x.dtype), original(x))[1])
+    quantile = torch.quantile
+    monkeypatch.setattr(torch, "quantile", lambda x, *a, **k: (seen.append(x.dtype), quantile(x, *a, **k))[1])
+    objective = small().eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        objective.illustrate(batch_of(objective))
+    assert seen
+    assert set(seen) == {torch.float32}
+
+
+def test_health_of_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = small().eval()
+    batch = batch_of(objective, 10)
+    whole = objective.health(batch, START)
+    monkeypatch.setattr(module, "_PART", 3)
+    for name, value in objective.health(batch, START).items():
+        torch.testing.assert_close(value, whole[name], atol=1e-5, rtol=1e-4)  # sums in another order
+
+
+def test_a_step_never_asks_the_device() -> None:
+    """On the meta device nothing has a value, so whatever asks for one fails."""
+    objective = small(drop_path=0.3).to("meta")
+    batch = batch_of(objective)
+    moved = replace(batch, views=tuple(view.to("meta") for view in batch.views), g=batch.g.to("meta"))
+    objective(moved, START).loss.backward()
+    objective.after_step(START, torch.tensor(False, device="meta"))

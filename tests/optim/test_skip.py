@@ -121,3 +121,17 @@ def test_the_flag_goes_even_when_the_step_fails() -> None:
     with pytest.raises(RuntimeError, match="no"):
         step_unless(torch.tensor(False), run.optimizer, fail)
     assert not hasattr(run.optimizer, "found_inf")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_parameter_may_join_late_and_its_first_step_be_skipped(name: str) -> None:
+    """As DINO's prototypes do, which rest in the first epoch."""
+    run = Run(MAKERS[name])
+    torch.manual_seed(0)
+    for skipped, joined in ((False, False), (True, True), (False, True)):
+        for parameter in run.parameters[: 1 + joined]:
+            parameter.grad = torch.full_like(parameter, torch.nan) if skipped else torch.randn_like(parameter)
+        before = run.bits()
+        step_unless(torch.tensor(skipped), run.optimizer, run.optimizer.step)
+        assert not skipped or same(before, run.bits())
+    assert all(one.isfinite().all() for one in run.bits())

@@ -110,7 +110,7 @@ def test_settings_far_off_are_named_at_the_start(job: Job, caplog: pytest.LogCap
 
 def test_a_collapse_is_named_within_its_patience(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """A teacher without sharpening says nothing of any image; the run stops with a checkpoint."""
-    health = ["callback.health.every_steps=1", "callback.health.warmup_steps=0", "callback.health.samples=8"]
+    health = ["callback.health.every_steps=1", "callback.health.warmup_steps=0", "callback.health.samples=16"]
     flat = ["objective.teacher_temperature=50", "objective.warmup_teacher_temperature=50"]
     with caplog.at_level(logging.WARNING):
         run = job.run(*DINO, *flat, *health, "callback.health.action=stop")

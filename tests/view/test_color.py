@@ -290,12 +290,14 @@ def test_impossible_colours_are_refused(wrong: dict[str, Any], name: str) -> Non
 
 
 def test_lists_must_fit_the_number_of_views_before_and_after_they_are_built() -> None:
-    with pytest.raises(ValueError, match="`colors` has 2 values in `blur` for 3 views"):
+    with pytest.raises(
+        ValueError, match=r"`count` is 3, but `colors.blur` has 2 values: give it one number, or a list"
+    ):
         ViewSpec(8, count=3, colors=Colors(blur=[0.5, 1.0]))
     node = {"_target_": "pretrain.view.spec.Colors", "solarize": [0.0, 0.2], "blur": [0.5]}
     view = {"_target_": "pretrain.view.spec.ViewSpec", "size": 8, "count": 2, "colors": node}
     (line,) = check_nodes({"view": view})
-    assert "has 1 values in `blur` for 2 views" in line
+    assert line == "view.count=2: is 2, but `colors.blur` has 1 values: give it one number, or a list of 2"
     assert check_nodes({"view": view | {"colors": node | {"blur": 0.5}}}) == []
     assert "hue" in check_nodes({"view": view | {"colors": node | {"blur": 0.5, "hue": 2.0}}})[0]
     assert check_nodes({"view": view | {"colors": None}}) == []

@@ -1,0 +1,97 @@
+"""When DINO is sick, and when its settings are far off for the data: what its users ask most (Caron et al., arXiv
+2104.14294, §5.3).
+
+Two collapses are its own. *Uniform*: the teacher gives all prototypes the same share. *Peaked*: it gives one prototype
+everything. In both it says the same of every image, so the entropy of its mean answer is the mean entropy of its
+answers; the difference of the two is what it tells of an image, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pretrain.view.spec import ViewSpec
+
+_SAME = 0.01  # nats that the teacher tells of an image, below which it tells nothing
+
+
+@dataclass(frozen=True)
+class Run:
+    """How much a run shows: images in the data set, of a step, and steps, None where the clock ends it."""
+
+    images: int
+    batch: int
+    steps: int | None
+
+
+def alarms(health: Mapping[str, float], prototypes: int) -> Iterator[str]:
+    """What values of `DINO.health` show: a sentence for each kind of collapse, the kind first."""
+    most, one, mean = math.log(prototypes), health["teacher_entropy"], health["teacher_entropy_of_mean"]
+    same = mean - one < _SAME  # what the teacher says of an image is what it says of all
+    if same and one > 0.5 * most:
+        yield (
+            f"uniform: the teacher spreads every image over all {prototypes} prototypes alike (entropy "
+            f"{one:.4f} of at most {most:.4f}), and the loss rests at that. A lower teacher_temperature, a higher "
+            "teacher_momentum or a lower learning rate are the usual cures"
+        )
+    if (same and one <= 0.5 * most) or mean < 0.05 * most:
+        yield (
+            "peaked: the teacher gives every image the same few prototypes (entropy of the mean over images "
+            f"{mean:.4f} of at most {most:.4f}). Centring prevents that: look at center_momentum, or raise the "
+            "teacher's temperature"
+        )
+    if health["effective_rank"] < 2 or health["feature_std"] < 1e-3:
+        yield (
+            f"rank: features of different images point in one direction (effective rank "
+            f"{health['effective_rank']:.2f}, spread {health['feature_std']:.4f})"
+        )
+
+
+def advice(
+    run: Run, prototypes: int, momentum: float, temperatures: tuple[float, float], views: Sequence[ViewSpec]
+) -> Iterator[str]:
+    """What is far off for so much data.
+
+    Args:
+        run: how much that is.
+        prototypes: how many.
+        momentum: of the teacher, at the start.
+        temperatures: of the student and of the teacher.
+        views: the global ones, and the local ones if there are any.
+    """
+    images, batch, steps = run.images, run.batch, run.steps
+    if prototypes > images:
+        yield (
+            f"objective.head.prototypes={prototypes} for {images} images: most would never be used; about a "
+            "twentieth to a half of the images, a power of 2, is a good number"
+        )
+    horizon = 1 / max(1e-9, 1 - momentum)  # steps that the teacher looks back
+    if steps is not None and momentum < 1 and steps < 10 * horizon:
+        yield (
+            f"objective.teacher_momentum={momentum} for {steps} steps: the teacher looks back {horizon:,.0f} steps "
+            f"and hardly leaves its random start; at most {1 - 10 / max(steps, 11):.3g} would let it follow, or "
+            "train longer"
+        )
+    if batch * horizon > 10 * images:
+        yield (
+            f"objective.teacher_momentum={momentum} with batches of {batch}: the teacher looks back "
+            f"{batch * horizon / images:.0f} epochs of {images} images; at most {1 - batch / (5 * images):.3g} "
+            "keeps it within five"
+        )
+    if temperatures[1] >= temperatures[0]:
+        yield (
+            f"objective.teacher_temperature={temperatures[1]} is not below student_temperature="
+            f"{temperatures[0]}: nothing is sharpened, and training collapses"
+        )
+    if steps is not None and batch * steps < 200_000:
+        yield (
+            f"{steps} steps of {batch} show {batch * steps:,} images in all: DINO learns little from less than a "
+            "few hundred thousand; with few images train for more epochs"
+        )
+    if len(views) > 1 and max(views[1].height_width) > max(views[0].height_width):
+        yield (
+            f"objective.local_view.size={views[1].size}: larger than the global views, {views[0].size}; local views "
+            "are there to be small and cheap"
+        )
