@@ -145,7 +145,8 @@ class ViewSpec:
             if isinstance(chance, Sequence) and len(chance) != count:
                 yield (
                     "count",
-                    f"is {count}, but `colors.{name}` has {len(chance)} values: give it one number, or a list of {count}",
+                    f"is {count}, but `colors.{name}` has {len(chance)} values: give it one number, "
+                    f"or a list of {count}",
                 )
 
     @property
