@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pretrain.view.spec import ViewSpec
 
+_TRIAL = 100  # steps; who makes fewer wants to see whether it runs
 _SAME = 0.01  # nats that the teacher tells of an image, below which it tells nothing
 
 
@@ -67,6 +68,8 @@ def advice(
             f"objective.head.prototypes={prototypes} for {images} images: most would never be used; about a "
             "twentieth to a half of the images, a power of 2, is a good number"
         )
+    if steps is not None and steps < _TRIAL:
+        return
     horizon = 1 / max(1e-9, 1 - momentum)  # steps that the teacher looks back
     if steps is not None and momentum < 1 and steps < 10 * horizon:
         yield (

@@ -326,6 +326,7 @@ def test_advice_names_what_is_far_off() -> None:
     assert any("prototypes=12 for 10 images" in line for line in objective.advice(10, 4, 100_000))
     assert any("teacher_momentum=0.996 for 500 steps" in line for line in objective.advice(10_000, 512, 500))
     assert any("looks back 64 epochs" in line for line in objective.advice(1000, 256, 100_000))
+    assert not list(objective.advice(10_000, 64, 2))  # a trial
     assert any("images in all" in line for line in objective.advice(10_000, 64, 1000))
     assert not list(objective.advice(1_281_167, 1024, 300 * 1251))  # the published recipe
     assert any("sharpened" in line for line in small(teacher_temperature=0.1).advice(1_281_167, 1024, 10**6))
