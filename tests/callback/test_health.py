@@ -110,7 +110,7 @@ def test_stop_ends_the_run_with_a_checkpoint_and_its_last_row(
     newest = checkpoint.newest(job.out / "checkpoints")
     assert newest is not None
     assert checkpoint.load(newest)["step"] == 3
-    assert [(row["step"], row["prediction_std"]) for row in job.rows()] == [(3, 0.0)]
+    assert [(row["step"], row["prediction_std"]) for row in job.rows()] == [(1, 0.0), (2, 0.0), (3, 0.0)]
     assert job.run(*EVERY_STEP, "callback.health.action=warn").state.step == 12  # goes on
 
 
@@ -166,7 +166,9 @@ def test_its_time_is_not_training_speed(job: Job, monkeypatch: pytest.MonkeyPatc
     health = MAE.health
     monkeypatch.setattr(MAE, "health", lambda self, *words: (time.sleep(0.4), health(self, *words))[1])
     job.run("callback.log.every_steps=4", *EVERY_STEP)
-    assert all(row["images_per_second"] > 8 * 4 / 0.8 for row in job.rows())
+    rates = [row["images_per_second"] for row in job.rows() if row["step"] % 4 == 0]
+    assert len(rates) == 3
+    assert all(rate > 8 * 4 / 0.8 for rate in rates)
 
 
 def test_the_process_says_which_alarm_it_was_by_its_exit_code_and_its_last_line(job: Job) -> None:
@@ -183,7 +185,7 @@ def test_the_process_says_which_alarm_it_was_by_its_exit_code_and_its_last_line(
     ("override", "message"),
     [
         ("callback.health.every_steps=0", "must be at least 1"),
-        ("callback.health.samples=1", "must be at least 2"),
+        ("callback.health.samples=15", "must be at least 16"),
         ("callback.health.patience=0", "must be at least 1"),
         ("callback.health.warmup_steps=-1", "must be at least 0"),
         ("callback.health.action=halt", "must be one of warn, stop"),
