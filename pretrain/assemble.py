@@ -34,21 +34,22 @@ def objective_of(cfg: DictConfig) -> Objective:
     return objective
 
 
-def as_exported(encoder: Encoder, node: dict[str, Any]) -> Encoder:
-    """The encoder as probes and exports build it: with the same weights, which are not copied.
+def as_exported(encoder: Encoder, node: dict[str, Any]) -> tuple[Encoder, list[str]]:
+    """The encoder as probes and exports build it, and the names of its weights that served pretraining alone.
+
+    Both have the same weights, in the same memory: what trains one trains the other.
 
     Args:
-        encoder: that is being pretrained.
+        encoder: that is being pretrained, or was.
         node: its configuration.
     """
     arguments = node | encoder.after_pretraining
     if arguments == node:
-        return encoder
-    with torch.device("meta"):
-        built: Encoder = instantiate(arguments)
+        return encoder, []
+    built: Encoder = instantiate(arguments)
     keys = built.load_state_dict(encoder.state_dict(), strict=False, assign=True)
     assert not keys.missing_keys
-    return built.eval()
+    return built.eval(), keys.unexpected_keys
 
 
 def materialise(objective: Objective, seed: int, device: torch.device | str = "cpu") -> Objective:

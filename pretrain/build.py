@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.callback.step import Context
 from pretrain.data.module import ShardData
+from pretrain.encoder.encoder import Encoder
 from pretrain.nn.attention import kernel_for
 from pretrain.objective.objective import Objective
 from pretrain.plan import Plan, plan
@@ -108,9 +109,8 @@ def run_of(cfg: DictConfig) -> Run:
         optimizer_state=saved.get("optimizer"),
     )
     if hardware.compile:
-        torch._dynamo.config.recompile_limit = (
-            64  # blocks of all sizes share one limit, and so do training and evaluation
-        )
+        # blocks of all sizes share one limit, and so do training and evaluation
+        torch._dynamo.config.recompile_limit = 64
         for unit in objective.fsdp_units():
             unit.compile()
     stop = Stop(clock, count_first_step=not hardware.compile)
@@ -173,11 +173,14 @@ def _context(
     plainly = replace(views[0], count=1, colors=None)  # how probes look at an image
     prepare = Prepare([plainly], augment=False)
 
+    @cache
+    def exported() -> Encoder:
+        return as_exported(module.objective.encoder_for_export, plain["encoder"])[0].to(module.device)
+
     def features(batch: Batch) -> torch.Tensor:
-        encoder = as_exported(module.objective.encoder_for_export, plain["encoder"])
         images = prepare.to(module.device)(batch.to(module.device)).views[0][0]
         with module.evaluation():
-            return pooled(encoder, images, module.objective.pool)
+            return pooled(exported(), images, module.objective.pool)
 
     return Context(
         folder=folder.path,

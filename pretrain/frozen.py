@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from pretrain import config
-from pretrain.assemble import instantiate, materialise, objective_of
+from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.data.index import Index
 from pretrain.data.module import Loader, Patterns, open_shards
 from pretrain.data.order import Order, Shuffle
@@ -239,14 +239,8 @@ def after_pretraining(encoder: Encoder, card: Card) -> tuple[Encoder, Card, list
     Returns:
         The encoder, the card of what it is built from now, and the names of weights that served pretraining alone.
     """
-    arguments = card.encoder | encoder.after_pretraining
-    alone = replace(card, part="encoder", encoder=arguments)
-    if arguments == card.encoder:
-        return encoder, alone, []
-    built: Encoder = instantiate(arguments)
-    keys = built.load_state_dict(encoder.state_dict(), strict=False)
-    assert not keys.missing_keys
-    return built, alone, keys.unexpected_keys
+    built, left = as_exported(encoder, card.encoder)
+    return built, replace(card, part="encoder", encoder=card.encoder | encoder.after_pretraining), left
 
 
 def _strangers(nodes: dict[str, Any], allowed: Sequence[str] = ()) -> list[str]:

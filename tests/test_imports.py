@@ -11,12 +11,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pretrain"
 
 # What any file may import: the records, and what knows libraries alone.
-BOTTOM = {"records", "random", "files", "process"}
+BOTTOM = {"records", "random", "files", "precision", "process"}
 
 ALLOWED = {
     "records": set(),
     "random": set(),
     "files": set(),
+    "precision": set(),
     "process": set(),
     "signature": set(),
     "overrides": set(),

@@ -10,7 +10,6 @@ before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -35,22 +34,17 @@ _VIEW = 2**48  # apart lie the numbers of two views of a sample, see `Randomness
 class Network(nn.Module):
     """An encoder with its head: views in, one number a prototype out."""
 
-    def __init__(self, encoder: Encoder, head: DINOHead, pool: Literal["cls", "mean"]) -> None:
+    def __init__(self, encoder: Encoder, head: DINOHead) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
-        self.pool = pool
 
     def forward(
         self, views: Sequence[Tensor], randomness: Sequence[Randomness] | None = None, train_prototypes: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Vectors [N, D] and outputs [N, K] of several sets of views [N_i, C, H_i, W_i], one after the other."""
-        vectors = torch.cat([self.vector(tokens) for tokens in self.encoder.forward_views(views, randomness)])
+        vectors = torch.cat([_vector(tokens) for tokens in self.encoder.forward_views(views, randomness)])
         return vectors, self.head(vectors, train_prototypes)
-
-    def vector(self, tokens: Tokens) -> Tensor:
-        """[N, D]: the class token, or the mean of the patches where there is none."""
-        return tokens.patches.mean(dim=1) if tokens.cls is None or self.pool == "mean" else tokens.cls
 
 
 class DINO(Objective):
@@ -98,7 +92,7 @@ class DINO(Objective):
         self.views = (global_view,) if local_view is None else (global_view, local_view)
         _refuse_views(encoder, self.views)
         self.pool = "cls" if encoder.has_cls else "mean"
-        self.student = Network(encoder, head(in_dim=encoder.embed_dim), self.pool)
+        self.student = Network(encoder, head(in_dim=encoder.embed_dim))
         self.teacher = teacher_of(self.student)
         self.student_temperature = student_temperature
         self.teacher_temperatures = (warmup_teacher_temperature, teacher_temperature)
@@ -257,6 +251,11 @@ class DINO(Objective):
         self.teacher.load_state_dict(self.student.state_dict())
         for buffer in (self.center, self.outputs, self.count):
             buffer.zero_()
+
+
+def _vector(tokens: Tokens) -> Tensor:
+    """[N, D]: the class token, or the mean of the patches where there is none."""
+    return tokens.patches.mean(dim=1) if tokens.cls is None else tokens.cls
 
 
 def _flattened(batch: Batch) -> tuple[list[Tensor], list[Randomness]]:

@@ -74,7 +74,7 @@ def advice(
     if steps is not None and momentum < 1 and steps < 10 * horizon:
         yield (
             f"objective.teacher_momentum={momentum} for {steps} steps: the teacher looks back {horizon:,.0f} steps "
-            f"and hardly leaves its random start; at most {1 - 10 / max(steps, 11):.3g} would let it follow, or "
+            f"and hardly leaves its random start; at most {1 - 10 / steps:.3g} would let it follow, or "
             "train longer"
         )
     if batch * horizon > 10 * images:

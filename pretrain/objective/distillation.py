@@ -16,6 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pretrain import precision
+
 
 def teacher_probabilities(teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
     """Centred and sharpened: outputs [G, B, K] and a centre [K] → probabilities [G, B, K] in float32."""
@@ -37,7 +39,7 @@ def distillation_loss(student: Tensor, probabilities: Tensor, temperature: float
     """
     logits = student.float() / temperature
     views, globals_ = len(logits), len(probabilities)
-    with torch.autocast("cuda" if logits.is_cuda else "cpu", enabled=False):  # as the original, in float32
+    with precision.full(logits):  # as the original
         products = torch.einsum("gbk,vbk->gvb", probabilities, logits)
     losses = (logits.logsumexp(dim=-1) - products).mean(dim=-1)  # [G, V]
     same = torch.eye(globals_, views, device=logits.device)

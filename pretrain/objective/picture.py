@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pretrain import precision
 from pretrain.view.spec import ViewSpec
 
 
@@ -26,7 +27,7 @@ def components(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     flat = tokens.float().flatten(0, 1)
     flat = flat - flat.mean(dim=0)
-    with torch.autocast("cuda" if flat.is_cuda else "cpu", enabled=False):  # eigenvectors need float32
+    with precision.full(flat):  # eigenvectors and quantiles have no kernels for less
         directions = torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -3:].flip(1)  # [D, 3], ascending before the flip
         values = flat @ directions
     low, high = (torch.quantile(values, share, dim=0) for share in (0.02, 0.98))

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain import precision
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the numbers of the operations in an order of `jitter`
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision rounds it
@@ -127,7 +129,7 @@ def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     height, width = images.shape[2:]
     down = _blur_matrix(sigma, height, radius)
     across = down if height == width else _blur_matrix(sigma, width, radius)
-    with torch.autocast(images.device.type, enabled=False):
+    with precision.full(images):
         lines = _product(images.flatten(0, 1).transpose(1, 2), down, radius)
         return _product(lines.transpose(1, 2), across, radius).view(images.shape)
 

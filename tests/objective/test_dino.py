@@ -374,10 +374,8 @@ def test_the_loss_is_computed_in_float32_under_autocast() -> None:
 def test_pictures_are_drawn_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eigenvectors and quantiles have no kernels for less on a GPU."""
     seen = []
-    for name in ("eigh",):
-        original = getattr(torch.linalg, name)
-        monkeypatch.setattr(torch.linalg, name, lambda x, original=original: (seen.append(x.dtype), original(x))[1])
-    quantile = torch.quantile
+    eigh, quantile = torch.linalg.eigh, torch.quantile
+    monkeypatch.setattr(torch.linalg, "eigh", lambda x: (seen.append(x.dtype), eigh(x))[1])
     monkeypatch.setattr(torch, "quantile", lambda x, *a, **k: (seen.append(x.dtype), quantile(x, *a, **k))[1])
     objective = small().eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

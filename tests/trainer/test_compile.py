@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 
-from tests.job import HIERA, Job
+from tests.job import DINO, HIERA, Job
 from tests.trainer.test_run import weights
 
 
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("recipe", [[], [*HIERA, "encoder.drop_path=0.3"]], ids=["vit", "hiera"])
+@pytest.mark.parametrize("recipe", [[], [*HIERA, "encoder.drop_path=0.3"], DINO], ids=["vit", "hiera", "dino"])
 def test_compiled_it_learns_the_same_and_its_checkpoints_are_the_same(job: Job, recipe: list[str]) -> None:
     """Fused kernels sum in another order: losses agree to 1e-4, and a compiled run goes on without compiling."""
     eager = Job(job.tmp)
