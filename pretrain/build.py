@@ -132,7 +132,7 @@ def run_of(cfg: DictConfig) -> Run:
         "%s\nattention %s, precision %s", sizes, kernel_for(hardware.device.type, hardware.dtype), hardware.precision
     )
     steps = None if sizes.max_minutes is not None else sizes.total_steps
-    advice = objective.advice(sizes.num_samples, sizes.global_batch_size, steps)
+    advice = objective.advice(sizes.num_samples, sizes.global_batch_size, steps, cfg.epochs)
     for note in (*objective.trained_encoder.notes, *advice):
         log.warning("%s", note)
     batches = data.batches(cfg.seed, state.samples_seen, sizes.micro_batch, objective.views)

@@ -76,7 +76,22 @@ def judged(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """The configuration that the understood ones of a command's overrides give, and all that is wrong, a line each."""
     accepted, lines = understood(overrides)
     cfg = composed(accepted)
-    return cfg, lines + check(cfg)
+    wrong = check(cfg)
+    return cfg, lines + wrong + _strangers_to_recipe(accepted, wrong)
+
+
+def _strangers_to_recipe(overrides: Sequence[str], wrong: Sequence[str]) -> list[str]:
+    """What a command chose in place of its recipe's choice, where the recipe's settings do not fit it; a line each."""
+    recipe = next((word for word in overrides if word.startswith("+experiment=")), None)
+    given = {word.partition("=")[0] for word in overrides}
+    missing = {line.partition("=")[0] for line in wrong if "there is no such key" in line} - given
+    return [
+        f"{word}: the settings of {recipe} under `{group}` were made for its own {group}; choose a recipe for it, "
+        "or write one"
+        for group in ("encoder", "objective")
+        for word in overrides
+        if recipe and word.startswith(f"{group}=") and any(key.startswith(f"{group}.") for key in missing)
+    ]
 
 
 def composed_without_data(overrides: Sequence[str], hardware: bool = False) -> DictConfig:

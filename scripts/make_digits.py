@@ -2,8 +2,8 @@
 
 python scripts/make_digits.py out=runs/demo-data
 
-With scenes=true each digit is drawn several times, wherever and in whatever colours (`pretrain/data/digits.py`): pixels
-no longer tell digits apart.
+With scenes=true each digit gives `repeats` scenes, where it stands several times, anywhere and in random colours
+(`pretrain/data/digits.py`): pixels no longer tell digits apart.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ HIERA = [
 ]
 
 DINO = [
-    "+experiment=dino_cifar10",
+    "+experiment=dino_cifar10_vits",
     "encoder=vit_tiny",
     "encoder.img_size=16",
     "encoder.patch_size=4",
@@ -82,7 +82,7 @@ class Job:
         replaced = {word.lstrip("+").partition("=")[0] for word in extra}
         kept = [word for word in (*SMALL, *mine) if word.lstrip("+").partition("=")[0] not in replaced]
         if "experiment" in replaced:
-            mine = ("encoder.", "objective.") if "+experiment=dino_cifar10" in extra else ("encoder.",)
+            mine = ("encoder.", "objective.") if "+experiment=dino_cifar10_vits" in extra else ("encoder.",)
             kept = [word for word in kept if not word.startswith(mine)]
         return [*kept, *extra]
 

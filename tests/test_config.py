@@ -198,7 +198,7 @@ def test_dino_recipes_are_the_published_ones(
     shared |= {"saturation": 0.2, "hue": 0.1, "grayscale": 0.2, "blur_sigma": [0.1, 2.0], "solarize_threshold": 128}
     assert first["colors"] == shared | {"blur": [1.0, 0.1], "solarize": [0.0, 0.2]}
     assert second["colors"] == shared | {"blur": 0.5, "solarize": 0.0}
-    assert not list(objective_of(whole).advice(1281167, 1024, sizes.total_steps))
+    assert not list(objective_of(whole).advice(1281167, 1024, sizes.total_steps, whole.epochs))
 
 
 @pytest.mark.parametrize("experiment", PUBLISHED)
@@ -284,6 +284,23 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
 )
 def test_each_mistake_says_what_to_do(override: str, message: str) -> None:
     assert any(message in line for line in mistakes(["trainer=cpu", override])), mistakes(["trainer=cpu", override])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["+experiment=mae_cifar10", "objective=dino"], ["objective=dino: the settings of +experiment=mae_cifar10"]),
+        (
+            ["+experiment=dino_cifar10", "encoder=vit_tiny"],
+            ["encoder=vit_tiny: the settings of +experiment=dino_cifar1"],
+        ),
+        (["+experiment=mae_vitb", "objective=dino"], []),  # fits: nothing of the recipe is the objective's own
+        (["+experiment=mae_vitb", "encoder=vit_tiny", "encoder.depht=3"], []),  # a slip, not the recipe's doing
+    ],
+)
+def test_what_does_not_fit_its_recipe_is_said(words: list[str], expected: list[str]) -> None:
+    found = [line for line in mistakes([*words, "trainer=cpu"]) if "the settings of" in line]
+    assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
 
 
 def test_own_experiments_are_found_whatever_else_is_wrong(tmp_path: Path) -> None:

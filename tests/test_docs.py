@@ -60,7 +60,8 @@ SHRINK = {
 }
 MAE = {"decoder.embed_dim": "48", "decoder.depth": "1"}
 DINO = {"head.prototypes": "32", "head.hidden_dim": "32", "head.bottleneck_dim": "8"}
-DINO |= {"global_view.size": "32", "local_view.size": "32", "local_view.count": "2"}
+DINO |= {"global_view.size": "32"}
+LOCAL = {"local_view.size": "32", "local_view.count": "2"}
 VIT = {"img_size": "8", "patch_size": "4", "embed_dim": "48", "depth": "1"}
 HIERA = {"img_size": "32", "embed_dim": "8", "stages": "[1,1,1,1]"}
 HIERA |= {"patch_kernel": "3", "patch_stride": "1", "patch_padding": "1", "q_pool": "2", "mask_unit_size": "8"}
@@ -69,9 +70,11 @@ HIERA |= {"mask_unit_attn": "[true,true,false,false]"}
 
 def small(words: list[str]) -> list[str]:
     """What makes everything small that a command does not set itself."""
-    sizes = HIERA if any("hiera" in word for word in words) else VIT
+    chosen = composed([word for word in words if word.startswith(("+experiment=", "encoder=", "objective="))])
+    sizes = HIERA if chosen.encoder._target_.endswith("Hiera") else VIT
     given = {word.partition("=")[0] for word in words}
-    ours = DINO if any("dino" in word for word in words) else MAE
+    ours = DINO if chosen.objective._target_.endswith("DINO") else MAE
+    ours |= LOCAL if chosen.objective.get("local_view") else {}
     everything = SHRINK | {f"encoder.{key}": value for key, value in sizes.items()}
     everything |= {f"objective.{key}": value for key, value in ours.items()}
     return [f"{key}={value}" for key, value in everything.items() if key not in given]

@@ -178,7 +178,7 @@ class MAE(Objective):
     def trained_encoder(self) -> Encoder:
         return self.encoder
 
-    def advice(self, images: int, batch: int, steps: int | None) -> Iterator[str]:
+    def advice(self, images: int, batch: int, steps: int | None, epochs: int) -> Iterator[str]:
         """Nothing: what is far off for masked autoencoding is not known."""
         yield from ()
 

@@ -63,13 +63,14 @@ class Objective(nn.Module, ABC):
         """The kinds of collapse that values of `health` show, a sentence each, the kind's name first."""
 
     @abstractmethod
-    def advice(self, images: int, batch: int, steps: int | None) -> Iterator[str]:
+    def advice(self, images: int, batch: int, steps: int | None, epochs: int) -> Iterator[str]:
         """What a user should know of settings that are far off for so much data, a sentence each.
 
         Args:
             images: in the data set.
             batch: the global one.
             steps: of the whole run, None where the clock ends it.
+            epochs: of the schedule, which a shorter run has as many of (`Progress.epochs`).
         """
 
     @abstractmethod

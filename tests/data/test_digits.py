@@ -27,6 +27,10 @@ def plain_ground(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("pretrain.data.digits._TEXTURE", (0.0, 0.0))
 
 
+def white_on_black(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("pretrain.data.digits._colour", lambda rng, luminance: np.full(3, float(luminance > 0.5), np.float32))
+
+
 def test_a_scene_is_a_function_of_its_random_numbers() -> None:
     one, same, other = draw(3), draw(3), draw(3, seed=1)
     assert one.shape == (32, 32, 3)
@@ -38,15 +42,16 @@ def test_a_scene_is_a_function_of_its_random_numbers() -> None:
 @pytest.mark.parametrize("side", [16, 32, 48])
 def test_the_digit_is_wholly_inside_and_moves_to_every_border(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_ground(monkeypatch)
-    monkeypatch.setattr("pretrain.data.digits._colours", lambda rng: (np.ones(3), np.zeros(3)))
+    white_on_black(monkeypatch)
+    monkeypatch.setattr("pretrain.data.digits._COPIES", 1)
     borders = set()
     for seed in range(300):
         picture = scene(np.full((8, 8), 16.0), np.random.default_rng(seed), side)[..., 0]
         rows, columns = np.nonzero(picture)
         (top, left), (bottom, right) = (rows[0], columns[0]), (rows[-1], columns[-1])
         assert (picture[top : bottom + 1, left : right + 1] == 255).all()  # a square of ink stays whole
-        assert 0.5 * side <= bottom - top + 1 <= 0.75 * side
-        assert 0.4 * side <= right - left + 1 <= 0.85 * side
+        assert 0.25 * side - 0.5 <= bottom - top + 1 <= 0.33 * side + 0.5
+        assert 0.2 * side - 0.5 <= right - left + 1 <= 0.38 * side + 0.5
         borders |= {
             ("top", top == 0),
             ("left", left == 0),
@@ -56,18 +61,31 @@ def test_the_digit_is_wholly_inside_and_moves_to_every_border(side: int, monkeyp
     assert len(borders) == 8
 
 
-def test_every_digit_stands_out_from_its_ground(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In colour it differs more from the ground's mean than twice what texture and noise make of one colour."""
-    pictures = [draw(number).astype(float) / 255 for number in range(300)]
+def test_copies_keep_out_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Squares of ink: as many pixels as their areas make together, and nearly always as many as are asked for."""
     plain_ground(monkeypatch)
-    for number, picture in enumerate(pictures):
+    white_on_black(monkeypatch)
+    monkeypatch.setattr("pretrain.data.digits._HEIGHT", (0.25, 0.25))
+    monkeypatch.setattr("pretrain.data.digits._ASPECT", (1.0, 1.0))
+    monkeypatch.setattr("pretrain.data.digits._COPIES", 4)
+    inks = [(scene(np.full((8, 8), 16.0), np.random.default_rng(n)) == 255).all(-1).sum() for n in range(50)]
+    assert {int(ink) % 64 for ink in inks} == {0}
+    assert np.mean(inks) > 3.5 * 64
+
+
+def test_ink_is_lighter_than_its_ground_whatever_the_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = [draw(number).astype(float) / 255 for number in range(200)]
+    plain_ground(monkeypatch)
+    colours = set()
+    for number, picture in enumerate(noisy):
         clean = draw(number).astype(float) / 255  # of the same random numbers
-        colours = Counter(map(tuple, clean.reshape(-1, 3)))
-        ground = np.array(colours.most_common(1)[0][0])
-        contrast = np.linalg.norm(clean - ground, axis=-1).max()
-        unrest = np.sqrt(np.square(picture - clean).sum(-1).mean())
-        assert contrast > 0.5
-        assert 0.03 < unrest < contrast / 2
+        luminance = clean @ np.array([0.299, 0.587, 0.114])
+        assert luminance.min() == pytest.approx(0.2, abs=0.01)
+        assert 0.6 < luminance.max() < 0.76
+        ground = clean[luminance < 0.21].mean(0)
+        colours.add(int(ground.argmax()))
+        assert 0.02 < (picture - clean).std() < 0.12
+    assert colours == {0, 1, 2}  # reddish, greenish, bluish
 
 
 def test_colours_and_places_hide_the_digit_from_raw_pixels() -> None:

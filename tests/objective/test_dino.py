@@ -323,13 +323,16 @@ def test_kl_is_nothing_when_student_and_teacher_agree() -> None:
 
 def test_advice_names_what_is_far_off() -> None:
     objective = small()
-    assert any("prototypes=12 for 10 images" in line for line in objective.advice(10, 4, 100_000))
-    assert any("teacher_momentum=0.996 for 500 steps" in line for line in objective.advice(10_000, 512, 500))
-    assert any("looks back 64 epochs" in line for line in objective.advice(1000, 256, 100_000))
-    assert not list(objective.advice(10_000, 64, 2))  # a trial
-    assert any("images in all" in line for line in objective.advice(10_000, 64, 1000))
-    assert not list(objective.advice(1_281_167, 1024, 300 * 1251))  # the published recipe
-    assert any("sharpened" in line for line in small(teacher_temperature=0.1).advice(1_281_167, 1024, 10**6))
+    assert any("prototypes=12 for 10 images" in line for line in objective.advice(10, 4, 100_000, 100))
+    assert any("teacher_momentum=0.996 for 500 steps" in line for line in objective.advice(10_000, 512, 500, 100))
+    assert any("looks back 64 epochs" in line for line in objective.advice(1000, 256, 100_000, 100))
+    assert not list(objective.advice(10_000, 64, 2, 100))  # a trial
+    assert any("images in all" in line for line in objective.advice(10_000, 64, 1000, 100))
+    assert not list(objective.advice(1_281_167, 1024, 300 * 1251, 100))  # the published recipe
+    long = small(freeze_last_layer=2, warmup_teacher_temperature_epochs=3)
+    assert ["2 of 2 epochs" in line or "3 of 2 epochs" in line for line in long.advice(10_000, 64, 2, 2)] == [True] * 2
+    assert not list(long.advice(10_000, 64, 2, 3))
+    assert any("sharpened" in line for line in small(teacher_temperature=0.1).advice(1_281_167, 1024, 10**6, 100))
 
 
 # ── what cannot work ─────────────────────────────────────────────────────────────────────────────────────────────────
