@@ -291,8 +291,8 @@ def test_each_mistake_says_what_to_do(override: str, message: str) -> None:
     [
         (["+experiment=mae_cifar10", "objective=dino"], ["objective=dino: the settings of +experiment=mae_cifar10"]),
         (
-            ["+experiment=dino_cifar10", "encoder=vit_tiny"],
-            ["encoder=vit_tiny: the settings of +experiment=dino_cifar1"],
+            ["+experiment=dino_cifar10", "encoder=hiera_tiny"],
+            ["encoder=hiera_tiny: the settings of +experiment=dino"],
         ),
         (["+experiment=mae_vitb", "objective=dino"], []),  # fits: nothing of the recipe is the objective's own
         (["+experiment=mae_vitb", "encoder=vit_tiny", "encoder.depht=3"], []),  # a slip, not the recipe's doing
