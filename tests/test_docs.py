@@ -146,6 +146,9 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             count(words[2:])
         elif words[:2] == ["python", "scripts/replay.py"]:
             make_again(words[2:])
+        elif words[:2] == ["python", "scripts/make_digits.py"]:  # as many shards, of less
+            few = [word for word in words[2:] if not word.startswith("repeats=")] + ["side=16", "samples_per_shard=100"]
+            assert run_script("make_digits", *few, "repeats=1").returncode == 0
         elif words[0] == "python" and words[1] != "-m":
             new = [word.replace("out=SHARDS", "out=NEW") for word in words[2:]]
             result = run_script(Path(words[1]).stem, *new)

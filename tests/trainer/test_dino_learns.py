@@ -35,21 +35,23 @@ def drawn(folder: Path, *words: str) -> Path:
 
 def test_two_ways_to_collapse_are_told_from_health(tmp_path: Path) -> None:
     """At equal steps: what the teacher says, how far the student is from it, and how many directions are left."""
-    shards = drawn(tmp_path / "shards", "repeats=1", "val_samples=64", "side=16")
-    short = ["max_steps=80", "global_batch_size=32", "encoder.img_size=16", "objective.global_view.scale=[0.6,1.0]"]
-    short += ["base_lr=1.6e-2", "callback.health.every_steps=20", "callback.health.samples=64"]
+    shards = drawn(tmp_path / "shards", "repeats=1", "val_samples=64")
+    short = ["stop_after_steps=100", "global_batch_size=32", "base_lr=1.6e-2"]  # the recipe's rate, for half its batch
+    short += ["callback.health.every_steps=20", "callback.health.samples=64", "callback.online_knn=null"]
     kinds = {"healthy": HEALTHY, "no_centring": NO_CENTRING, "no_teacher": NO_TEACHER}
-    last = {name: trained(shards, tmp_path / name, *short, *words)[-1] for name, words in kinds.items()}
-    print(json.dumps(last, indent=1))
-    healthy = last["healthy"]
-    assert healthy["teacher_entropy"] > 3
-    assert healthy["teacher_entropy_of_mean"] - healthy["teacher_entropy"] > 0.02
+    runs = {name: trained(shards, tmp_path / name, *short, *words) for name, words in kinds.items()}
+    told = {
+        name: [row["teacher_entropy_of_mean"] - row["teacher_entropy"] for row in rows] for name, rows in runs.items()
+    }
+    healthy = runs["healthy"][-1]
+    assert min(row["teacher_entropy_of_mean"] for row in runs["healthy"]) > 4
+    assert told["healthy"][-1] > 0.02
     assert healthy["kl"] > 0.01
-    for collapsed in (last["no_centring"], last["no_teacher"]):
-        assert collapsed["teacher_entropy_of_mean"] < 0.5
-        assert collapsed["teacher_entropy_of_mean"] - collapsed["teacher_entropy"] < 0.01
-    assert last["no_teacher"]["feature_std"] < healthy["feature_std"] / 3
-    assert last["no_teacher"]["effective_rank"] < healthy["effective_rank"] / 1.5
+    for name in ("no_centring", "no_teacher"):
+        assert min(row["teacher_entropy_of_mean"] for row in runs[name]) < 0.5
+        assert told[name][-1] < told["healthy"][-1] / 3
+    assert runs["no_teacher"][-1]["feature_std"] < healthy["feature_std"] / 2
+    assert runs["no_teacher"][-1]["effective_rank"] < healthy["effective_rank"] / 1.5
 
 
 @pytest.mark.full
