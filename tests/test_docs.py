@@ -73,10 +73,10 @@ def small(words: list[str]) -> list[str]:
     chosen = composed([word for word in words if word.startswith(("+experiment=", "encoder=", "objective="))])
     sizes = HIERA if chosen.encoder._target_.endswith("Hiera") else VIT
     given = {word.partition("=")[0] for word in words}
-    ours = DINO if chosen.objective._target_.endswith("DINO") else MAE
-    ours |= LOCAL if chosen.objective.get("local_view") else {}
+    objective = DINO if chosen.objective._target_.endswith("DINO") else MAE
+    views = LOCAL if chosen.objective.get("local_view") else {}
     everything = SHRINK | {f"encoder.{key}": value for key, value in sizes.items()}
-    everything |= {f"objective.{key}": value for key, value in ours.items()}
+    everything |= {f"objective.{key}": value for key, value in (objective | views).items()}
     return [f"{key}={value}" for key, value in everything.items() if key not in given]
 
 

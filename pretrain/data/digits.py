@@ -2,7 +2,7 @@
 
 scikit-learn's digits are small, centred and white on black, so that pixels alone tell them apart (97 % by the nearest
 neighbour). In a scene the places, the size, both colours and the ground change from one drawing of a digit to the next
-(25 %): what stays is its shape, and an encoder must have learned to look past the rest.
+(20 %): what stays is its shape, and an encoder must have learned to look past the rest.
 """
 
 from __future__ import annotations

@@ -205,16 +205,7 @@ class DINO(Objective):
         return dino_health.alarms(health, len(self.center))
 
     def advice(self, images: int, batch: int, steps: int | None, epochs: int) -> Iterator[str]:
-        if self.freeze_last_layer >= epochs:
-            yield (
-                f"objective.freeze_last_layer={self.freeze_last_layer} of {epochs} epochs: the prototypes are never "
-                "trained; give 0, or more epochs"
-            )
-        if self.warmup_epochs > epochs:
-            yield (
-                f"objective.warmup_teacher_temperature_epochs={self.warmup_epochs} of {epochs} epochs: the teacher's "
-                "temperature never arrives; give fewer, or more epochs"
-            )
+        yield from dino_health.never_reached(epochs, self.freeze_last_layer, self.warmup_epochs)
         temperatures = (self.student_temperature, self.teacher_temperatures[1])
         momentum, run = self.teacher_momentum.peak, dino_health.Run(images, batch, steps)
         yield from dino_health.advice(run, len(self.center), momentum, temperatures, self.views)

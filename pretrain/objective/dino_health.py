@@ -98,3 +98,23 @@ def advice(
             f"objective.local_view.size={views[1].size}: larger than the global views, {views[0].size}; local views "
             "are there to be small and cheap"
         )
+
+
+def never_reached(epochs: int, frozen: int, warmup: int) -> Iterator[str]:
+    """What would begin only after the run's end.
+
+    Args:
+        epochs: of the run.
+        frozen: those in which the prototypes rest.
+        warmup: those in which the teacher's temperature moves.
+    """
+    if frozen >= epochs:
+        yield (
+            f"objective.freeze_last_layer={frozen} of {epochs} epochs: the prototypes are never trained; give 0, or "
+            "more epochs"
+        )
+    if warmup > epochs:
+        yield (
+            f"objective.warmup_teacher_temperature_epochs={warmup} of {epochs} epochs: the teacher's temperature "
+            "never arrives; give fewer, or more epochs"
+        )
