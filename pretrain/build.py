@@ -70,9 +70,9 @@ def run_of(cfg: DictConfig) -> Run:
         UserError: the data, or the folder, are not what such a run needs.
     """
     hardware: OneDevice = instantiate(cfg.trainer)
+    objective = objective_of(cfg)  # before an index of the shards is made, which may take long
     data: ShardData = instantiate(cfg.data)
     sizes = plan(cfg, data.num_samples, hardware.world_size)
-    objective = objective_of(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     identity = {key: plain[key] for key in _IDENTITY} | {"data": data.identity()}
     settings = {key: plain[key] for key in _SETTINGS} | {"precision": hardware.precision}

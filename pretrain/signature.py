@@ -63,6 +63,8 @@ def matches(value: Any, hint: Any) -> bool:
         return type(value) is hint
     if origin is dict or hint is dict:
         return isinstance(value, dict)
+    if inspect.isclass(hint) and isinstance(value, int | float | str | list):
+        return isinstance(value, hint)
     return hint is Any or value is not None  # a foreign type: its constructor will say
 
 

@@ -9,8 +9,9 @@ With scenes=true each digit gives `repeats` scenes, where it stands several time
 from __future__ import annotations
 
 import io
+import json
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from sklearn.datasets import load_digits
 from pretrain.arguments import script
 from pretrain.data.digits import scene
 from pretrain.data.write import write_shards
+from pretrain.files import replace_file
 from pretrain.records import UserError
 
 
@@ -53,6 +55,7 @@ def main(arguments: Arguments) -> None:
         image.save(file, "PNG")
         return {"png": file.getvalue(), "cls": str(digits.target[number]).encode()}
 
+    _refuse_others(out, arguments)
     numbers = list(range(len(digits.images)))
     random.Random(a.seed).shuffle(numbers)
     parts = {"val": numbers[: a.val_samples], "train": numbers[a.val_samples :]}
@@ -63,6 +66,22 @@ def main(arguments: Arguments) -> None:
         samples = [(number, repeat, a.side) for repeat in range(a.repeats if a.scenes else 1) for number in part]
         keys = [(f"{number:08d}" + f"-{repeat}" * a.scenes, (number, repeat, side)) for number, repeat, side in samples]
         write_shards(out, name, keys, load, a.samples_per_shard, [str(digit) for digit in range(10)])
+
+
+def _refuse_others(out: Path, arguments: Arguments) -> None:
+    """Leaves a folder alone whose digits were drawn with other arguments; else says there what these are."""
+    note, settings = out / "digits.json", {name: value for name, value in asdict(arguments).items() if name != "out"}
+    if note.exists():
+        there = json.loads(note.read_text())
+        others = [f"{name}={there.get(name)}" for name, value in settings.items() if there.get(name) != value]
+    else:
+        others = ["arguments that are not known"] if list(out.glob("*.tar")) else []
+    if others:
+        raise UserError(
+            f"out={out} holds digits that were made with {', '.join(others)}. Give another folder, or delete that one"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(note, json.dumps(settings, indent=1).encode())
 
 
 if __name__ == "__main__":

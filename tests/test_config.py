@@ -287,6 +287,26 @@ def test_each_mistake_says_what_to_do(override: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.local_view=0", "objective.local_view=0: must be ViewSpec or null"),
+        ("objective.local_view=false", "objective.local_view=False: must be ViewSpec or null"),
+        ("objective.global_view.colors=0", "objective.global_view.colors=0: must be Colors or null"),
+        ("objective.head.prototypes=1", "objective.head.prototypes=1: must be at least 2: with one there is nothing to tell apart"),
+    ],
+)
+def test_mistakes_about_views_and_prototypes(override: str, message: str) -> None:
+    assert message in mistakes(["+experiment=dino_vits16", "trainer=cpu", "data.train=x", override])
+
+
+@pytest.mark.parametrize("experiment", ["dino_digits", "dino_cifar10", "dino_cifar10_vits"])
+def test_no_small_recipe_is_advised_against(experiment: str) -> None:
+    cfg = composed([f"+experiment={experiment}"])
+    sizes = plan(cfg, num_samples=cfg.data.num_samples, devices=1)
+    assert not list(objective_of(cfg).advice(sizes.num_samples, sizes.global_batch_size, sizes.total_steps, cfg.epochs))
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["+experiment=mae_cifar10", "objective=dino"], ["objective=dino: the settings of +experiment=mae_cifar10"]),

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.objective.dino import DINO
 from pretrain.records import UserError
 from pretrain.replay import Replay, ReplayArguments
+from tests.job import DINO as DINO_JOB
 from tests.job import Job
 from tests.scripts import FOLDER, run_script
 from tests.trainer.test_incident import infinite_loss, spoil
@@ -82,6 +84,27 @@ def test_it_is_the_very_same_step(job: Job, monkeypatch: pytest.MonkeyPatch) -> 
     job.run(*words)
     assert unharmed.finite
     assert (unharmed.loss, unharmed.grad_norm) == (job.rows()[2]["loss"], job.rows()[2]["grad_norm"])
+
+
+def test_a_step_of_dino_is_the_very_same(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its teacher and centre are those from before, its views and colours those of its samples."""
+    words = [*DINO_JOB, "max_steps=4", "batch_size_per_device=3"]
+    with monkeypatch.context() as patch:
+        spoil(patch, {21}, objective=DINO)
+        job.run(*words)
+    incident = job.out / "incidents" / "step_00000003"
+    unharmed = Replay(ReplayArguments(str(incident), device="cpu")).make()
+    job.out = job.tmp / "clean"
+    job.run(*words)
+    assert unharmed.finite
+    assert (unharmed.loss, unharmed.grad_norm) == (job.rows()[2]["loss"], job.rows()[2]["grad_norm"])
+    job.out = job.tmp / "overflow"
+    job.run(
+        *DINO_JOB, "objective.global_view.std=[1e-38,1e-38,1e-38]", "callback.pictures.every_steps=1", "max_steps=2"
+    )
+    result = run_script("replay", f"incident={job.out / 'incidents' / 'step_00000001'}", "device=cpu")
+    assert result.returncode == 0, result.stderr
+    assert "\nreproduced: the loss is nan" in result.stdout
 
 
 def test_what_weights_and_samples_did_not_do_does_not_come_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ look and what to do.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -96,6 +97,8 @@ class Health(StepCallback):
 
     def _watch(self, values: dict[str, float]) -> dict[str, str]:
         """Kind → sentence, of each kind that now is an alarm and was none at the check before."""
-        sentences = {sentence.partition(":")[0]: sentence for sentence in self.context.alarms(values)}
+        broken = ", ".join(name for name, value in values.items() if not math.isfinite(value))
+        found = [f"not finite: {broken}"] if broken else self.context.alarms(values)
+        sentences = {sentence.partition(":")[0]: sentence for sentence in found}
         self._streaks = {kind: self._streaks.get(kind, 0) + 1 for kind in sentences}
         return {kind: sentence for kind, sentence in sentences.items() if self._streaks[kind] == self.patience}

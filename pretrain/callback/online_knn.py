@@ -25,8 +25,8 @@ class OnlineKNN(StepCallback):
     """Adds `knn`, a share of samples that are classified rightly, to the metrics of every n-th step and, of longer
     runs, of the last.
 
-    It is off where `data.val` is missing or has no labels. Samples are decoded once and kept, unless they are more than
-    256 MiB: then they are read each time.
+    It is off where `data.val` is missing, or has no labels or those of one class alone. Samples are decoded once and
+    kept, unless they are more than 256 MiB: then they are read each time.
 
     Args:
         context: of the run.
@@ -71,8 +71,12 @@ class OnlineKNN(StepCallback):
             return
         with state.set_aside():
             features, labels = extract(self._batches(), self.context.features, labelled_only=True)
-            if len(labels) < 2:
-                self._turn_off("data.val has no labels (`.cls` members with a class number)")
+            if len(labels.unique()) < 2:
+                self._turn_off(
+                    f"all {len(labels)} samples of data.val with a label are of one class"
+                    if len(labels)
+                    else "data.val has no labels (`.cls` members with a class number), or no image that can be decoded"
+                )
                 return
             predictions = knn.leave_one_out(features, labels, self.k, self.temperature)
             state.report(knn=knn.accuracy(predictions, labels))

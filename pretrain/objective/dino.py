@@ -206,7 +206,8 @@ class DINO(Objective):
 
     def advice(self, images: int, batch: int, steps: int | None, epochs: int) -> Iterator[str]:
         yield from dino_health.never_reached(epochs, self.freeze_last_layer, self.warmup_epochs)
-        temperatures = (self.student_temperature, self.teacher_temperatures[1])
+        start, end = self.teacher_temperatures
+        temperatures = dino_health.Temperatures(self.student_temperature, end, start, self.warmup_epochs)
         momentum, run = self.teacher_momentum.peak, dino_health.Run(images, batch, steps)
         yield from dino_health.advice(run, len(self.center), momentum, temperatures, self.views)
 
@@ -271,17 +272,26 @@ def _flattened(batch: Batch) -> tuple[list[Tensor], list[Randomness]]:
 
 
 def _refuse_views(encoder: Encoder, views: Sequence[ViewSpec]) -> None:
-    lines = []
-    for view in views:
+    lines, unit = [], encoder.mask_unit
+    for name, view in zip(("global_view", "local_view"), views, strict=False):
         height, width = view.height_width
-        if height % encoder.mask_unit or width % encoder.mask_unit:
-            lines.append(f"a view of {height}×{width} pixels cannot be cut into mask units of {encoder.mask_unit}")
+        if height % unit or width % unit:
+            near = " or ".join(str(size) for size in (height // unit * unit, (height // unit + 1) * unit) if size)
+            lines.append(
+                f"objective.{name}.size: a view of {height}×{width} pixels cannot be cut into mask units of {unit}; "
+                f"sides must be multiples of it, such as {near}"
+            )
         if encoder.in_chans != len(view.mean):
-            lines.append(f"images have {len(view.mean)} channels, but `encoder.in_chans` is {encoder.in_chans}")
+            lines.append(
+                f"objective.{name}.mean: {len(view.mean)} channels, but encoder.in_chans={encoder.in_chans}; give mean "
+                f"and std {encoder.in_chans} values each, or the encoder as many channels"
+            )
     if sum(view.count for view in views) < 2:
-        lines.append("one global view and no local ones: there is nothing to match; give global_view.count=2")
+        lines.append(
+            "objective.global_view.count=1 and no local views: there is nothing to match; give global_view.count=2"
+        )
     if lines:
-        raise ValueError("DINO: " + "; ".join(dict.fromkeys(lines)))
+        raise ValueError("; ".join(lines))
 
 
 def _enlarged(images: Tensor, height: int, width: int) -> Tensor:

@@ -74,10 +74,10 @@ class DINOHead(nn.Module):
 
     @staticmethod
     def problems(prototypes: int, layers: int, hidden_dim: int, bottleneck_dim: int, **_: object) -> Iterator[Problem]:
-        sizes = {"prototypes": prototypes, "layers": layers, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
-        for name, value in sizes.items():
-            if value < 1:
-                yield name, "must be at least 1"
+        sizes = {"layers": layers, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
+        yield from ((name, "must be at least 1") for name, value in sizes.items() if value < 1)
+        if prototypes < 2:
+            yield "prototypes", "must be at least 2: with one there is nothing to tell apart"
 
     def forward(self, x: Tensor, train_prototypes: bool = True) -> Tensor:
         """[N, in_dim] → [N, prototypes]"""

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pretrain.view.spec import ViewSpec
 
 _TRIAL = 100  # steps; who makes fewer wants to see whether it runs
+_LEAST_SHOWN = 50_000  # images; docs/results.md has a recipe that learns from slightly more
+_FEWEST_STEPS_BACK = 10
+_WARMEST = 0.07  # of the teacher, in the official code's words
+_WARM_AT_ONCE = 0.05
 _SAME = 0.01  # nats that the teacher tells of an image, below which it tells nothing
 
 
@@ -25,6 +29,16 @@ class Run:
     images: int
     batch: int
     steps: int | None
+
+
+@dataclass(frozen=True)
+class Temperatures:
+    """Of the student's softmax, of the teacher's after its warm-up and before, and the warm-up's epochs."""
+
+    student: float
+    teacher: float
+    start: float
+    warmup: int
 
 
 def alarms(health: Mapping[str, float], prototypes: int) -> Iterator[str]:
@@ -40,8 +54,8 @@ def alarms(health: Mapping[str, float], prototypes: int) -> Iterator[str]:
     if (same and one <= 0.5 * most) or mean < 0.05 * most:
         yield (
             "peaked: the teacher gives every image the same few prototypes (entropy of the mean over images "
-            f"{mean:.4f} of at most {most:.4f}). Centring prevents that: look at center_momentum, or raise the "
-            "teacher's temperature"
+            f"{mean:.4f} of at most {most:.4f}). Centring and a slow teacher prevent that: look at center_momentum "
+            "and teacher_momentum, or raise the teacher's temperature"
         )
     if health["effective_rank"] < 2 or health["feature_std"] < 1e-3:
         yield (
@@ -51,9 +65,9 @@ def alarms(health: Mapping[str, float], prototypes: int) -> Iterator[str]:
 
 
 def advice(
-    run: Run, prototypes: int, momentum: float, temperatures: tuple[float, float], views: Sequence[ViewSpec]
+    run: Run, prototypes: int, momentum: float, temperatures: Temperatures, views: Sequence[ViewSpec]
 ) -> Iterator[str]:
-    """What is far off for so much data.
+    """What is far off for so much data: outside of what `docs/dino.md` advises.
 
     Args:
         run: how much that is.
@@ -63,41 +77,74 @@ def advice(
         views: the global ones, and the local ones if there are any.
     """
     images, batch, steps = run.images, run.batch, run.steps
-    if prototypes > images:
+    if 2 * prototypes > images:
         yield (
             f"objective.head.prototypes={prototypes} for {images} images: most would never be used; about a "
             "twentieth to a half of the images, a power of 2, is a good number"
         )
     if steps is not None and steps < _TRIAL:
         return
-    horizon = 1 / max(1e-9, 1 - momentum)  # steps that the teacher looks back
-    if steps is not None and momentum < 1 and steps < 10 * horizon:
+    yield from _pace(run, momentum)
+    yield from _sharpness(temperatures)
+    if steps is not None and batch * steps < _LEAST_SHOWN:
         yield (
-            f"objective.teacher_momentum={momentum} for {steps} steps: the teacher looks back {horizon:,.0f} steps "
-            f"and hardly leaves its random start; at most {1 - 10 / steps:.3g} would let it follow, or "
-            "train longer"
-        )
-    if batch * horizon > 10 * images:
-        yield (
-            f"objective.teacher_momentum={momentum} with batches of {batch}: the teacher looks back "
-            f"{batch * horizon / images:.0f} epochs of {images} images; at most {1 - batch / (5 * images):.3g} "
-            "keeps it within five"
-        )
-    if temperatures[1] >= temperatures[0]:
-        yield (
-            f"objective.teacher_temperature={temperatures[1]} is not below student_temperature="
-            f"{temperatures[0]}: nothing is sharpened, and training collapses"
-        )
-    if steps is not None and batch * steps < 200_000:
-        yield (
-            f"{steps} steps of {batch} show {batch * steps:,} images in all: DINO learns little from less than a "
-            "few hundred thousand; with few images train for more epochs"
+            f"{steps} steps of {batch} show {batch * steps:,} images in all: nothing is known to be learned from less "
+            f"than {_LEAST_SHOWN:,}; train for more epochs"
         )
     if len(views) > 1 and max(views[1].height_width) > max(views[0].height_width):
         yield (
             f"objective.local_view.size={views[1].size}: larger than the global views, {views[0].size}; local views "
             "are there to be small and cheap"
         )
+
+
+def _pace(run: Run, momentum: float) -> Iterator[str]:
+    """Whether the teacher follows too slowly or too fast."""
+    horizon = 1 / max(1e-9, 1 - momentum)  # steps that it looks back
+    if horizon < _FEWEST_STEPS_BACK:
+        yield (
+            f"objective.teacher_momentum={momentum}: the teacher looks back {horizon:.0f} steps, hardly more than the "
+            "student itself, and training collapses; give 0.99 or more"
+        )
+    if run.steps is not None and momentum < 1 and run.steps < 5 * horizon:
+        yield (
+            f"objective.teacher_momentum={momentum} for {run.steps} steps: the teacher looks back {horizon:,.0f} steps "
+            f"and leaves its random start late; at most {_one_minus(5 / run.steps)} would let it follow, or train "
+            "longer"
+        )
+    if run.batch * horizon > 10 * run.images:
+        yield (
+            f"objective.teacher_momentum={momentum} with batches of {run.batch}: the teacher looks back "
+            f"{run.batch * horizon / run.images:,.0f} epochs of {run.images} images; at most "
+            f"{_one_minus(run.batch / (5 * run.images))} keeps it within five"
+        )
+
+
+def _sharpness(temperatures: Temperatures) -> Iterator[str]:
+    """Whether the teacher's answers are sharp enough."""
+    student, teacher, start, epochs = (
+        temperatures.student,
+        temperatures.teacher,
+        temperatures.start,
+        temperatures.warmup,
+    )
+    if teacher >= student:
+        yield (
+            f"objective.teacher_temperature={teacher} is not below student_temperature={student}: nothing is "
+            "sharpened, and training collapses"
+        )
+    elif teacher > _WARMEST:
+        yield f"objective.teacher_temperature={teacher}: above {_WARMEST} training is known to be unstable; give 0.04"
+    elif teacher > _WARM_AT_ONCE and (not epochs or start > _WARM_AT_ONCE):
+        yield (
+            f"objective.teacher_temperature={teacher} from the start: above {_WARM_AT_ONCE} it has to be warmed up to, "
+            "by warmup_teacher_temperature=0.04 and warmup_teacher_temperature_epochs worth thousands of steps"
+        )
+
+
+def _one_minus(little: float) -> str:
+    """1 - `little` with two digits of what it lacks: 0.9995, not 1."""
+    return f"{max(0.0, 1 - little):.{max(2, 1 - math.floor(math.log10(little)))}f}"
 
 
 def never_reached(epochs: int, frozen: int, warmup: int) -> Iterator[str]:

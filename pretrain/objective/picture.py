@@ -23,13 +23,17 @@ def components(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         grid: (rows, columns) with L of them.
 
     Returns:
-        [B, 3, rows, columns] uint8; each colour goes from the 2nd to the 98th percentile of its direction.
+        [B, 3, rows, columns] uint8; each colour goes from the 2nd to the 98th percentile of its direction. All black
+        where tokens are not finite, or too large for their squares to be.
     """
     flat = tokens.float().flatten(0, 1)
     flat = flat - flat.mean(dim=0)
     with precision.full(flat):  # eigenvectors and quantiles have no kernels for less
-        directions = torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -3:].flip(1)  # [D, 3], ascending before the flip
-        values = flat @ directions
+        products = flat.T @ flat
+        finite = products.isfinite().all()
+        products = torch.where(finite, products, torch.zeros_like(products))  # eigh raises on anything else
+        directions = torch.linalg.eigh(products).eigenvectors[:, -3:].flip(1)  # [D, 3], ascending before the flip
+        values = torch.where(finite, flat, torch.zeros_like(flat)) @ directions
     low, high = (torch.quantile(values, share, dim=0) for share in (0.02, 0.98))
     shades = ((values - low) / (high - low).clamp_min(1e-6)).clamp(0, 1) * 255
     return shades.round().to(torch.uint8).view(len(tokens), *grid, 3).permute(0, 3, 1, 2)

@@ -75,6 +75,16 @@ def test_a_check_without_collapse_ends_the_streak(
     assert alarms(caplog) == ["6 rank", "10 rank"]
 
 
+def test_values_that_are_not_finite_are_an_alarm(
+    job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = HEALTHY | {"feature_std": float("nan"), "effective_rank": float("inf")}
+    monkeypatch.setattr(MAE, "health", lambda *_: {name: torch.tensor(value) for name, value in broken.items()})
+    job.run(*EVERY_STEP)
+    assert "step 3: alarm, not finite: feature_std, effective_rank" in caplog.text
+    assert caplog.text.count("alarm, ") == 1
+
+
 def test_streaks_of_two_kinds_are_counted_apart(
     job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from pretrain.overrides import composed
 from pretrain.probe import knn
 from pretrain.probe.features import extract, pooled
 from tests.data.shards import write_tar
-from tests.job import HIERA, Job
+from tests.job import DINO, HIERA, Job
 
 EVERY_STEP = ("callback.online_knn.every_steps=1",)
 
@@ -112,6 +112,23 @@ def test_it_is_of_the_encoder_as_it_is_exported(job: Job) -> None:
     theirs = load(job.out).features(open_shards(val.partition("=")[2]), num_workers=0)
     assert same_rows(ours[0], theirs[0])
     assert job.rows()[-1]["knn"] == pytest.approx(knn.accuracy(knn.leave_one_out(*theirs), theirs[1]))
+
+
+def test_it_is_of_the_teacher(job: Job) -> None:
+    val = write_val(job)
+    run = job.run(*DINO, val, *EVERY_STEP)
+    context, sources = callback_of(run).context, open_shards(val.partition("=")[2])
+    assert context.val_subset is not None
+    ours, _ = extract(context.val_subset(30), context.features)
+    assert same_rows(ours, load(job.out).features(sources, num_workers=0)[0])
+    assert not same_rows(ours, load(job.out, "student").features(sources, num_workers=0)[0])
+
+
+def test_one_class_tells_nothing(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        job.run(write_val(job, classes=1), *EVERY_STEP)
+    assert "no k-NN accuracy while training: all 30 samples of data.val with a label are of one class" in caplog.text
+    assert not any("knn" in row for row in job.rows())
 
 
 def test_the_subset_is_random_and_the_seeds_and_nothing_elses(job: Job) -> None:

@@ -137,6 +137,20 @@ def test_the_script_writes_each_digit_several_times_on_one_side_of_the_split(
     assert not set(members(tmp_path / "a", "train")) & set(members(tmp_path / "a", "val"))
 
 
+def test_digits_made_otherwise_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = Bunch(images=DIGITS.images[:20], target=DIGITS.target[:20])
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: few)
+    words = [f"out={tmp_path}", "val_samples=5"]
+    assert run_script("make_digits", *words).returncode == 0
+    before = members(tmp_path, "train")
+    other = run_script("make_digits", *words, "scenes=true")
+    assert other.returncode == 1
+    assert "holds digits that were made with scenes=False. Give another folder" in other.stderr
+    (tmp_path / "digits.json").unlink()
+    assert "with arguments that are not known" in run_script("make_digits", *words).stderr
+    assert members(tmp_path, "train") == before
+
+
 def test_a_wrong_argument_is_refused(tmp_path: Path) -> None:
     result = run_script("make_digits", f"out={tmp_path / 'out'}", "scenes=true", "repeats=0")
     assert result.returncode == 1

@@ -15,6 +15,7 @@ from torch import Tensor
 from pretrain.encoder.hiera import Hiera
 from pretrain.encoder.vit import ViT
 from pretrain.objective import dino as module
+from pretrain.objective import dino_health
 from pretrain.objective.dino import DINO
 from pretrain.objective.dino_head import DINOHead
 from pretrain.optim.groups import decay_groups
@@ -250,6 +251,8 @@ def test_the_teacher_drops_nothing_and_the_student_by_view() -> None:
     _, outputs = objective.student(views, keys)
     first, second = outputs[:6].unflatten(0, (2, 3))
     assert not torch.equal(first, second)  # equal images, two views: each drops by its own number
+    numbers = torch.cat([key.number for key in keys])
+    assert len(numbers.unique()) == len(numbers) == 15  # no view of any kind drops by the number of another
     alone = module._flattened(part(same, 1, 2))
     torch.testing.assert_close(objective.student(*alone)[1][1], second[1])
 
@@ -321,13 +324,100 @@ def test_kl_is_nothing_when_student_and_teacher_agree() -> None:
     assert health["teacher_entropy"] > 0.1
 
 
+def health_by_loops(objective: DINO, batch: Batch, temperature: float) -> dict[str, float]:
+    """What the columns mean, view by view and sample by sample."""
+    answers, vectors, losses, entropies = [], [], [], []
+    for sample in range(len(batch)):
+        images = [view[number, sample][None] for view in batch.views for number in range(len(view))]
+        logits = [objective.student([image])[1][0] / 0.1 for image in images]
+        for g in range(2):
+            vector, outputs = objective.teacher([images[g]])
+            q = ((outputs[0] - objective.center) / temperature).softmax(0)
+            vectors.append(vector[0])
+            answers.append(q)
+            entropies.append(-(q * q.log()).sum())
+            losses += [-(q * logits[v].log_softmax(0)).sum() for v in range(len(images)) if v != g]
+    mean, values = torch.stack(answers).mean(0), torch.stack(vectors)
+    singular = np.linalg.svd((values - values.mean(0)).double().numpy(), compute_uv=False)
+    shares = singular / singular.sum()
+    directions = (values / values.norm(dim=1, keepdim=True)).numpy()
+    return {
+        "teacher_entropy": float(torch.stack(entropies).mean()),
+        "teacher_entropy_of_mean": float(-(mean * mean.log()).sum()),
+        "kl": float(torch.stack(losses).mean() - torch.stack(entropies).mean()),
+        "center_norm": float(objective.center.square().sum().sqrt()),
+        "feature_std": float(directions.std(0).mean() * 4),
+        "effective_rank": float(np.exp(-(shares * np.log(shares)).sum())),
+    }
+
+
+def test_health_is_what_its_columns_say() -> None:
+    """In the middle of the temperature's warm-up, so that neither end of it would do."""
+    objective = small(teacher_temperature=0.07, warmup_teacher_temperature=0.04, warmup_teacher_temperature_epochs=7)
+    batch, progress = batch_of(objective.eval(), 9), Progress(35, 100, 10)
+    assert objective.teacher_temperature(progress) == pytest.approx(0.055)
+    with torch.no_grad():
+        expected = health_by_loops(objective, batch, 0.055)
+    found = {name: value.item() for name, value in objective.health(batch, progress).items()}
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, []),
+        ({"teacher_entropy_of_mean": 0.2, "teacher_entropy": 0.1}, ["peaked"]),  # several, but few, prototypes
+        ({"teacher_entropy_of_mean": 1.0, "teacher_entropy": 0.995}, ["peaked"]),
+        ({"teacher_entropy_of_mean": 1.0, "teacher_entropy": 0.98}, []),
+        ({"teacher_entropy_of_mean": 3.0, "teacher_entropy": 2.995}, ["uniform"]),
+        ({"effective_rank": 1.9}, ["rank"]),
+        ({"feature_std": 5e-4}, ["rank"]),
+        ({"effective_rank": 1.9, "teacher_entropy_of_mean": 4.84, "teacher_entropy": 4.839}, ["uniform", "rank"]),
+    ],
+)
+def test_each_sign_of_collapse_is_an_alarm_by_itself(changes: dict[str, float], kinds: list[str]) -> None:
+    healthy = {"teacher_entropy": 3.0, "teacher_entropy_of_mean": 4.0, "effective_rank": 60.0, "feature_std": 0.4}
+    assert [line.partition(":")[0] for line in dino_health.alarms(healthy | changes, 128)] == kinds
+
+
+def test_pictures_are_of_the_teacher_and_bear_what_is_not_finite() -> None:
+    objective = small().eval()
+    batch = batch_of(objective)
+    before = objective.illustrate(batch)["views"]
+    with torch.no_grad():
+        objective.student.encoder.patch_embed.proj.weight.neg_()
+    assert torch.equal(objective.illustrate(batch)["views"], before)
+    with torch.no_grad():
+        objective.teacher.encoder.patch_embed.proj.weight.neg_()
+    assert not torch.equal(objective.illustrate(batch)["views"], before)
+    for value in (torch.nan, torch.inf, 1e30):
+        broken = replace(batch, views=tuple(view * value for view in batch.views))
+        assert objective.illustrate(broken)["views"].shape == before.shape
+
+
 def test_advice_names_what_is_far_off() -> None:
     objective = small()
     assert any("prototypes=12 for 10 images" in line for line in objective.advice(10, 4, 100_000, 100))
+    assert any("prototypes=12 for 23 images" in line for line in objective.advice(23, 4, 100_000, 100))
     assert any("teacher_momentum=0.996 for 500 steps" in line for line in objective.advice(10_000, 512, 500, 100))
     assert any("looks back 64 epochs" in line for line in objective.advice(1000, 256, 100_000, 100))
+    frozen = list(small(teacher_momentum=1.0).advice(1_281_167, 256, 10**6, 100))
+    assert ["at most 0.999960 keeps it" in line for line in frozen] == [True]
     assert not list(objective.advice(10_000, 64, 2, 100))  # a trial
-    assert any("images in all" in line for line in objective.advice(10_000, 64, 1000, 100))
+    assert any("images in all" in line for line in objective.advice(10_000, 16, 2000, 100))
+    for momentum, asked in ((0.0, True), (0.89, True), (0.91, False)):
+        lines = list(small(teacher_momentum=momentum).advice(1_281_167, 256, 10**6, 100))
+        assert [line.startswith(f"objective.teacher_momentum={momentum}: ") for line in lines] == [True] * asked
+    warm = {"teacher_temperature": 0.07, "warmup_teacher_temperature": 0.04}
+    for settings, said in (
+        (warm, "from the start"),
+        (warm | {"warmup_teacher_temperature_epochs": 30}, ""),
+        ({"teacher_temperature": 0.07, "warmup_teacher_temperature": 0.07}, "from the start"),
+        (warm | {"teacher_temperature": 0.08, "warmup_teacher_temperature_epochs": 30}, "known to be unstable"),
+        ({"teacher_temperature": 0.05, "warmup_teacher_temperature": 0.05}, ""),
+    ):
+        lines = list(small(**settings).advice(1_281_167, 1024, 10**6, 100))
+        assert [said in line for line in lines] == [True] * bool(said), (settings, lines)
     assert not list(objective.advice(1_281_167, 1024, 300 * 1251, 100))  # the published recipe
     long = small(freeze_last_layer=2, warmup_teacher_temperature_epochs=3)
     assert ["2 of 2 epochs" in line or "3 of 2 epochs" in line for line in long.advice(10_000, 64, 2, 2)] == [True] * 2
@@ -340,8 +430,14 @@ def test_advice_names_what_is_far_off() -> None:
 
 def test_what_cannot_work_is_refused_together() -> None:
     vit = ViT(img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
-    with pytest.raises(ValueError, match=r"10×10 pixels cannot be cut into mask units of 4.*9×9"):
+    with pytest.raises(
+        ValueError, match=r"^objective.global_view.size: .*10×10 pixels .* mask units of 4.*8 or 12; o.*9×9"
+    ):
         DINO(vit, DINOHead, ViewSpec(10, count=2), ViewSpec(9))
+    with pytest.raises(ValueError, match=r"objective.local_view.size: .*3×3 .* such as 4$"):
+        DINO(vit, DINOHead, ViewSpec(16, count=2), ViewSpec(3))
+    with pytest.raises(ValueError, match="`prototypes` must be at least 2"):
+        DINOHead(16, prototypes=1)
     with pytest.raises(ValueError, match="nothing to match"):
         DINO(vit, DINOHead, ViewSpec(16))
     with pytest.raises(ValueError, match=r"`student_temperature` must be positive; `teacher_momentum` must be between"):
