@@ -18,7 +18,7 @@ $(SETUP): pyproject.toml
 
 # Processes with one thread each: most of the tests' time is starting programs, and many threads on few cores only wait.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --durations 15
 
 test-full: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m ''

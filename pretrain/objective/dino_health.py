@@ -122,12 +122,7 @@ def _pace(run: Run, momentum: float) -> Iterator[str]:
 
 def _sharpness(temperatures: Temperatures) -> Iterator[str]:
     """Whether the teacher's answers are sharp enough."""
-    student, teacher, start, epochs = (
-        temperatures.student,
-        temperatures.teacher,
-        temperatures.start,
-        temperatures.warmup,
-    )
+    student, teacher = temperatures.student, temperatures.teacher
     if teacher >= student:
         yield (
             f"objective.teacher_temperature={teacher} is not below student_temperature={student}: nothing is "
@@ -135,7 +130,7 @@ def _sharpness(temperatures: Temperatures) -> Iterator[str]:
         )
     elif teacher > _WARMEST:
         yield f"objective.teacher_temperature={teacher}: above {_WARMEST} training is known to be unstable; give 0.04"
-    elif teacher > _WARM_AT_ONCE and (not epochs or start > _WARM_AT_ONCE):
+    elif teacher > _WARM_AT_ONCE and (not temperatures.warmup or temperatures.start > _WARM_AT_ONCE):
         yield (
             f"objective.teacher_temperature={teacher} from the start: above {_WARM_AT_ONCE} it has to be warmed up to, "
             "by warmup_teacher_temperature=0.04 and warmup_teacher_temperature_epochs worth thousands of steps"
