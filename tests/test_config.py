@@ -292,7 +292,10 @@ def test_each_mistake_says_what_to_do(override: str, message: str) -> None:
         ("objective.local_view=0", "objective.local_view=0: must be ViewSpec or null"),
         ("objective.local_view=false", "objective.local_view=False: must be ViewSpec or null"),
         ("objective.global_view.colors=0", "objective.global_view.colors=0: must be Colors or null"),
-        ("objective.head.prototypes=1", "objective.head.prototypes=1: must be at least 2: with one there is nothing to tell apart"),
+        (
+            "objective.head.prototypes=1",
+            "objective.head.prototypes=1: must be at least 2: with one there is nothing to tell apart",
+        ),
     ],
 )
 def test_mistakes_about_views_and_prototypes(override: str, message: str) -> None:
