@@ -148,6 +148,11 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             count(words[2:])
         elif words[:2] == ["python", "scripts/replay.py"]:
             make_again(words[2:])
+        elif words[:2] == ["python", "scripts/bench_data.py"]:
+            few = [word for word in words[2:] if word.partition("=")[0] not in ("rounds", "batches")]
+            result = run_script("bench_data", *few, "rounds=1", "batches=1", "batch=4", "workers=1", "images=8")
+            assert result.returncode == 0, result.stderr
+            assert json.loads(Path("data.json").read_text()).keys() == {"mae", "dino", "loader", "run"}
         elif words[:2] == ["python", "scripts/make_digits.py"]:  # as many shards, of less
             few = [word for word in words[2:] if not word.startswith("repeats=")] + ["side=16", "samples_per_shard=100"]
             assert run_script("make_digits", *few, "repeats=1").returncode == 0

@@ -64,9 +64,10 @@ def central_box(height: int, width: int, spec: ViewSpec) -> Box:
 
 
 def crop(pixels: np.ndarray, box: Box, spec: ViewSpec) -> Tensor:
-    """A box of an image [H, W, C] uint8, resized with antialiasing to the view's size: [C, h, w] uint8."""
+    """A box of an image [H, W, C] uint8, resized with antialiasing to the view: [C, h, w] uint8, channels last."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # [1, C, H, W], channels last in memory
     image = image[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
     if (box.height, box.width) != spec.height_width:
+        image = image.contiguous(memory_format=torch.channels_last)  # else torch unpacks channels, here and in the copy
         image = F.interpolate(image, size=spec.height_width, mode=spec.interpolation, antialias=True)
     return image[0]

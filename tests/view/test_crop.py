@@ -74,6 +74,15 @@ def test_central_box_is_resize_then_centre_crop(height: int, width: int) -> None
     assert central_box(32, 32, ViewSpec(32, crop_ratio=1.0)) == Box(0, 0, 32, 32)
 
 
+def test_a_crop_stays_channels_last_and_is_what_torch_makes_of_the_slice() -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(90, 120, 3), dtype=np.uint8)
+    spec = ViewSpec(32)
+    resized = crop(pixels, Box(5, 7, 60, 80), spec)
+    assert resized.permute(1, 2, 0).is_contiguous()
+    plain = torch.from_numpy(pixels).permute(2, 0, 1)[None, :, 5:65, 7:87].clone(memory_format=torch.contiguous_format)
+    assert torch.equal(resized, torch.nn.functional.interpolate(plain, (32, 32), mode="bicubic", antialias=True)[0])
+
+
 def test_a_box_of_the_views_size_is_copied() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     view = crop(pixels, Box(3, 5, 16, 16), ViewSpec(16))

@@ -1,0 +1,328 @@
+"""Times what a core makes of JPEG shards, and the whole loader, against the official recipes, in one run.
+
+    python scripts/bench_data.py data=SHARDS out=bench.json
+
+`mae` and `dino` are the work on one image by one core, from the bytes of its file to what leaves the loader: ours
+decodes once and cuts uint8 views (flip, colours and normalisation follow on the device, whose time stands apart);
+`official` are the transforms that facebookresearch/mae and facebookresearch/dino state, on Pillow images. `loader` are
+batches by `workers` workers, files included: ours, torchvision's ImageFolder and WebDataset, both with the official MAE
+transform. The variants take turns, so that a noisy machine slows all of them alike; each one's least time over the
+rounds counts. `psnr_p5` is the 5th percentile of the likeness, in dB, of our crops to Pillow's bicubic of the same
+boxes. It needs the extra `bench`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from pretrain.arguments import script
+from pretrain.data.index import Index
+from pretrain.data.module import ShardData, open_shards
+from pretrain.data.sample import IMAGES
+from pretrain.data.source import Reader
+from pretrain.records import Batch, UserError
+from pretrain.view import color, crop
+from pretrain.view.color import Prepare
+from pretrain.view.decode import DecodeError, decode
+from pretrain.view.spec import Colors, ViewSpec
+
+MAE = (ViewSpec(224, scale=(0.2, 1.0)),)
+DINO = (
+    ViewSpec(
+        224, count=2, scale=(0.4, 1.0), colors=Colors(blur=[1.0, 0.1], blur_sigma=[0.1, 2.0], solarize=[0.0, 0.2])
+    ),
+    ViewSpec(96, count=8, scale=(0.05, 0.4), colors=Colors(blur_sigma=[0.1, 2.0])),
+)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_FIRST = 3  # batches of a loader that are not timed
+
+Work = Callable[[Sequence[bytes]], object]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    data: str
+    images: int = 200
+    rounds: int = 5
+    workers: int = 2
+    batch: int = 64
+    batches: int = 16
+    out: str | None = None
+
+
+# ── an image ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ours(specs: Sequence[ViewSpec]) -> Work:
+    """Decodes once and cuts all views, as `pretrain/data/reader.py` does."""
+
+    def work(files: Sequence[bytes]) -> None:
+        draws = crop.draws(0, torch.arange(len(files)), specs)
+        for data, numbers in zip(files, draws, strict=True):
+            pixels = decode(data)
+            for box, spec in boxes(numbers, pixels, specs):
+                crop.crop(pixels, box, spec)
+
+    return work
+
+
+def boxes(numbers: np.ndarray, pixels: np.ndarray, specs: Sequence[ViewSpec]) -> Iterator[tuple[crop.Box, ViewSpec]]:
+    """One for each view of an image."""
+    height, width = pixels.shape[:2]
+    each = [spec for spec in specs for _ in range(spec.count)]
+    for draws, spec in zip(numbers, each, strict=True):
+        yield crop.random_box(draws, height, width, spec), spec
+
+
+def official_mae() -> Callable[[Image.Image], Tensor]:
+    """Of main_pretrain.py."""
+    from torchvision import transforms as T
+
+    steps = [T.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=T.InterpolationMode.BICUBIC)]
+    whole: Callable[[Image.Image], Tensor] = T.Compose([*steps, T.RandomHorizontalFlip(), *_as_numbers()])
+    return whole
+
+
+def official_dino() -> Callable[[Image.Image], list[Tensor]]:
+    """Of main_dino.py."""
+    from torchvision import transforms as T
+
+    def view(size: int, scale: tuple[float, float], blur: float, solarize: float) -> Callable[[Image.Image], Tensor]:
+        cut = T.RandomResizedCrop(size, scale=scale, interpolation=T.InterpolationMode.BICUBIC)
+        colours = [T.RandomApply([T.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8), T.RandomGrayscale(0.2)]
+        rest = [T.RandomApply([T.Lambda(_blurred)], blur), T.RandomApply([T.Lambda(ImageOps.solarize)], solarize)]
+        one: Callable[[Image.Image], Tensor] = T.Compose(
+            [cut, T.RandomHorizontalFlip(), *colours, *rest, *_as_numbers()]
+        )
+        return one
+
+    views = [view(224, (0.4, 1.0), 1.0, 0.0), view(224, (0.4, 1.0), 0.1, 0.2)] + 8 * [view(96, (0.05, 0.4), 0.5, 0.0)]
+    return lambda image: [one(image) for one in views]
+
+
+def _as_numbers() -> list[Any]:
+    from torchvision import transforms as T
+
+    return [T.ToTensor(), T.Normalize(_MEAN, _STD)]
+
+
+def _blurred(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+
+
+def by_pillow(transform: Callable[[Image.Image], object]) -> Work:
+    """As ImageFolder opens files, less the files."""
+
+    def work(files: Sequence[bytes]) -> None:
+        for data in files:
+            transform(Image.open(io.BytesIO(data)).convert("RGB"))
+
+    return work
+
+
+def likeness(data: bytes, g: int, specs: Sequence[ViewSpec]) -> Iterator[float]:
+    """dB between our crops of an image and Pillow's bicubic of the same boxes."""
+    pixels, image = decode(data), Image.open(io.BytesIO(data)).convert("RGB")
+    for box, spec in boxes(crop.draws(0, torch.tensor([g]), specs)[0], pixels, specs):
+        cut = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        theirs = np.asarray(cut.resize(spec.height_width[::-1], Image.Resampling.BICUBIC), np.float64)
+        error = np.square(crop.crop(pixels, box, spec).permute(1, 2, 0).numpy() - theirs).mean()
+        yield 10 * math.log10(255**2 / error) if error else 100.0
+
+
+def device_part(specs: Sequence[ViewSpec], count: int) -> Callable[[], object]:
+    """Flip, colours and normalisation of a batch, on a GPU if there is one."""
+    device, g = torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.arange(count)
+    shapes = [(spec.count, count, *spec.height_width, 3) for spec in specs]
+    views = tuple(torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 1, 4, 2, 3) for shape in shapes)
+    prepare = Prepare(specs).to(device)
+
+    def work() -> None:
+        prepare(Batch(views, g, g, [], seed=0, draws=color.draws(0, g, specs)).to(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return work
+
+
+# ── loaders ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def imagefolder(folder: Path, batch: int, count: int, workers: int) -> Iterable[object]:
+    from torch.utils.data import DataLoader, RandomSampler
+    from torchvision.datasets import ImageFolder
+
+    files = ImageFolder(str(folder), official_mae())
+    sampler = RandomSampler(files, replacement=True, num_samples=batch * count)
+    return DataLoader(files, batch, sampler=sampler, num_workers=workers)
+
+
+def webdataset_loader(urls: list[str], batch: int, workers: int) -> Iterable[object]:
+    import webdataset
+
+    transform = official_mae()
+
+    def opened(sample: dict[str, Any]) -> tuple[Tensor, int]:
+        data = next(sample[extension] for extension in IMAGES if extension in sample)
+        return transform(Image.open(io.BytesIO(data)).convert("RGB")), int(sample.get("cls", b"0"))
+
+    shards = webdataset.WebDataset(urls, resampled=True, shardshuffle=False).shuffle(200).map(opened)
+    return webdataset.WebLoader(shards.batched(batch, partial=False), batch_size=None, num_workers=workers)
+
+
+def rate(batches: Iterable[object], batch: int, count: int) -> float:
+    """Images a second of `count` batches, once the first three are there."""
+    iterator = iter(batches)
+    for _ in range(_FIRST):
+        next(iterator)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(iterator)
+    return batch * count / (time.perf_counter() - start)
+
+
+# ── the comparison ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def main(arguments: Arguments) -> None:
+    a = arguments
+    refused = [
+        f"{name} must be at least 1"
+        for name in ("images", "rounds", "workers", "batch", "batches")
+        if getattr(a, name) < 1
+    ]
+    if refused:
+        raise UserError("; ".join(refused))
+    index = open_shards(a.data, prefix="")
+    files = jpegs(index, a.images)
+    result: dict[str, Any] = {}
+    with tqdm(total=3 * a.rounds, desc="rounds", disable=None) as bar:
+        for name, specs, official in (("mae", MAE, official_mae()), ("dino", DINO, official_dino())):
+            result[name] = images_a_second(files, specs, official, a.rounds, bar)
+        result["loader"] = loaders(a, files, bar)
+    result["run"] = {name: value for name, value in vars(a).items() if name not in ("data", "out")}
+    result["run"] |= {"torch": torch.__version__, "images": len(files), "bytes": sum(map(len, files))}
+    show(result)
+    if a.out is not None:
+        Path(a.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def jpegs(index: Index, count: int) -> list[bytes]:
+    """The first images of the shards that Pillow, too, can read."""
+    reader, files = Reader(), []
+    for shard, where in enumerate(index.shards):
+        for member in range(where.count):
+            part = next(part for part in index.parts(shard, member) if part.extension in IMAGES)
+            data = reader.read(where.url, part.start, part.stop, where.size)
+            try:
+                decode(data)
+                Image.open(io.BytesIO(data)).convert("RGB")
+            except (DecodeError, OSError):
+                continue
+            files.append(data)
+            if len(files) == count:
+                return files
+    if not files:
+        raise UserError(f"none of the {index.num_samples} images can be decoded")
+    return files
+
+
+def images_a_second(
+    files: Sequence[bytes], specs: Sequence[ViewSpec], official: Callable[[Image.Image], object], rounds: int, bar: Any
+) -> dict[str, float]:
+    """What one core does to the files, our way and the official one, and what the device has to do besides."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    work: dict[str, Callable[[], object]] = {
+        "ours": partial(ours(specs), files),
+        "official": partial(by_pillow(official), files),
+    }
+    on_device = device_part(specs, 8)
+    times: dict[str, list[float]] = {name: [] for name in (*work, "device")}
+    on_device()
+    for _ in range(rounds):
+        for name, step in work.items():
+            times[name].append(timed(step) / len(files))
+        times["device"].append(timed(on_device) / 8)
+        bar.update()
+    torch.set_num_threads(threads)
+    ratios = [theirs / mine for mine, theirs in zip(times["ours"], times["official"], strict=True)]
+    alike = [value for g, data in enumerate(files) for value in likeness(data, g, specs)]
+    return {
+        "ours": 1 / min(times["ours"]),
+        "official": 1 / min(times["official"]),
+        "ratio": min(times["official"]) / min(times["ours"]),
+        "ratio_least": min(ratios),
+        "ratio_greatest": max(ratios),
+        "psnr_p5": float(np.percentile(alike, 5)),
+        "psnr_mean": float(np.mean(alike)),
+        "device_microseconds": 1e6 * min(times["device"]),
+    }
+
+
+def loaders(a: Arguments, files: Sequence[bytes], bar: Any) -> dict[str, float]:
+    """Whole loaders, which take turns; each starts its workers anew, outside of the time that counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, urls = Path(folder), [shard.url for shard in open_shards(a.data, prefix="").shards]
+        for number, data in enumerate(files):
+            path = root / f"class{number % 10}" / f"{number}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+        count = a.batches
+        variants: dict[str, Callable[[], Iterable[object]]] = {
+            "ours": lambda: ShardData(a.data, num_workers=a.workers).batches(0, 0, a.batch, MAE),
+            "ours_one_worker": lambda: ShardData(a.data, num_workers=1).batches(0, 0, a.batch, MAE),
+            "imagefolder": lambda: imagefolder(root, a.batch, count + _FIRST, a.workers),
+            "webdataset": lambda: webdataset_loader(urls, a.batch, a.workers),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(a.rounds):
+            for name, make in variants.items():
+                rates[name].append(rate(make(), a.batch, count))
+            bar.update()
+    best = {name: max(values) for name, values in rates.items()}
+    best |= {f"ratio_{name}": best["ours"] / best[name] for name in ("imagefolder", "webdataset")}
+    return best | {"scaling": best["ours"] / best["ours_one_worker"] / a.workers}
+
+
+def timed(step: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def show(result: dict[str, Any]) -> None:
+    for name in ("mae", "dino"):
+        r = result[name]
+        print(
+            f"{name:6s} ours {r['ours']:7.0f}   official {r['official']:7.0f} images/s a core   {r['ratio']:.2f} times "
+            f"({r['ratio_least']:.2f} to {r['ratio_greatest']:.2f})   p5 {r['psnr_p5']:.1f} dB   device "
+            f"{r['device_microseconds']:.0f} µs/image"
+        )
+    r = result["loader"]
+    print(
+        f"loader ours {r['ours']:7.0f}   ImageFolder {r['imagefolder']:.0f} ({r['ratio_imagefolder']:.2f} times)   "
+        f"WebDataset {r['webdataset']:.0f} images/s ({r['ratio_webdataset']:.2f} times)   scaling {r['scaling']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    script(Arguments, __doc__ or "", main)

@@ -1,0 +1,57 @@
+"""The benchmark of the data: its baselines are the official recipes, and what it calls alike is alike."""
+
+from __future__ import annotations
+
+import io
+import runpy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pretrain.assemble import objective_of
+from pretrain.overrides import composed
+from pretrain.view import crop
+from tests.scripts import FOLDER
+
+pytest.importorskip("torchvision")
+
+
+@pytest.fixture(scope="module")
+def bench() -> dict[str, Any]:
+    return runpy.run_path(str(FOLDER / "bench_data.py"))
+
+
+def photograph() -> bytes:
+    """Of 900 × 720 pixels, with details of six: a crop has to be made smaller, and to be made smoother for it."""
+    coarse = np.random.default_rng(0).integers(256, size=(120, 150, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((900, 720), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("MAE", "mae_vitb"), ("DINO", "dino_vits16")])
+def test_views_are_those_of_the_recipes(bench: dict[str, Any], name: str, recipe: str) -> None:
+    views = objective_of(composed([f"+experiment={recipe}"])).views
+    for ours, theirs in zip(bench[name], views, strict=True):
+        assert (ours.size, ours.count, ours.colors) == (theirs.size, theirs.count, theirs.colors)
+        assert (tuple(ours.scale), ours.interpolation) == (tuple(theirs.scale), theirs.interpolation)
+
+
+def test_baselines_make_the_official_views(bench: dict[str, Any]) -> None:
+    image = Image.open(io.BytesIO(photograph()))
+    assert bench["official_mae"]()(image).shape == (3, 224, 224)
+    views = bench["official_dino"]()(image)
+    assert [tuple(view.shape) for view in views] == [(3, 224, 224)] * 2 + [(3, 96, 96)] * 8
+    assert all(view.dtype == torch.float32 and view.min() < -0.5 for view in views)
+
+
+def test_likeness_is_that_to_pillow(bench: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    alike = list(bench["likeness"](photograph(), 0, bench["DINO"]))
+    assert len(alike) == 10
+    assert min(alike) > 50
+    resize = crop.F.interpolate
+    monkeypatch.setattr(crop.F, "interpolate", lambda image, **named: resize(image, **named | {"antialias": False}))
+    assert min(bench["likeness"](photograph(), 0, bench["DINO"])) < 45
