@@ -298,7 +298,10 @@ def loaders(a: Arguments, files: Sequence[bytes], bar: Any) -> dict[str, float]:
                 rates[name].append(rate(make(), a.batch, count))
             bar.update()
     best = {name: max(values) for name, values in rates.items()}
-    best |= {f"ratio_{name}": best["ours"] / best[name] for name in ("imagefolder", "webdataset")}
+    for name in ("imagefolder", "webdataset"):
+        ratios = [mine / theirs for mine, theirs in zip(rates["ours"], rates[name], strict=True)]
+        best |= {f"ratio_{name}": best["ours"] / best[name]}
+        best |= {f"ratio_{name}_least": min(ratios), f"ratio_{name}_greatest": max(ratios)}
     return best | {"scaling": best["ours"] / best["ours_one_worker"] / a.workers}
 
 

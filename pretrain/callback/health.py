@@ -98,7 +98,10 @@ class Health(StepCallback):
     def _watch(self, values: dict[str, float]) -> dict[str, str]:
         """Kind → sentence, of each kind that now is an alarm and was none at the check before."""
         broken = ", ".join(name for name, value in values.items() if not math.isfinite(value))
-        found = [f"not finite: {broken}"] if broken else self.context.alarms(values)
+        cure = "a lower learning rate is the usual cure"
+        found = (
+            [f"not finite: {broken}: weights or features overflow; {cure}"] if broken else self.context.alarms(values)
+        )
         sentences = {sentence.partition(":")[0]: sentence for sentence in found}
         self._streaks = {kind: self._streaks.get(kind, 0) + 1 for kind in sentences}
         return {kind: sentence for kind, sentence in sentences.items() if self._streaks[kind] == self.patience}
