@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from pretrain.data.tar import Member
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-LABELS = ("cls",)
-EXTENSIONS = (*IMAGES, *LABELS)  # stored by their number: append only
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "npy")  # of several, the first is the image
+LABELS = ("cls", "json")
+EXTENSIONS = (*IMAGES[:8], "cls", "json", "npy")  # stored by their number: append only
 
 Sample = tuple[str, list[tuple[int, int, int]]]  # its key, and its members as (extension number, start, stop)
 

@@ -23,7 +23,7 @@ from pretrain.data.tar import DamagedTarError, members
 from pretrain.files import replace_file
 from pretrain.records import UserError
 
-_MAGIC = b"PRTIDX1\n"
+_MAGIC = b"PRTIDX2\n"
 
 
 @dataclass(frozen=True)
