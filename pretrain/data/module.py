@@ -7,6 +7,7 @@ shared memory. Where a run stands in its data is one number, the samples it has 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
 import multiprocessing
 import multiprocessing.process
@@ -22,6 +23,7 @@ from pretrain.data import source
 from pretrain.data.index import Index, count_known, open_index
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
+from pretrain.data.ring import Parcel, Ring
 from pretrain.process import spawning
 from pretrain.records import Batch, Problem, Replaced, UserError
 from pretrain.view.spec import ViewSpec
@@ -32,6 +34,7 @@ Patterns = str | Sequence[str]
 
 _LEAST_TO_JUDGE = 1000  # samples before the share of bad ones means anything
 _SUBSET_WINDOW = 256  # samples of a random subset that are held compressed, and read in the order of the shards
+_HELD = 3  # batches that the trainer holds: the last one, this one, and one that is being copied to pinned memory
 _NAMED = 10  # bad samples that the log names one by one
 _READERS: set[multiprocessing.process.BaseProcess] = set()
 
@@ -197,37 +200,49 @@ class Loader:
         self, stream: BatchStream, prefetch: int = 2, max_bad_fraction: float = 0.01, background: bool = True
     ) -> None:
         self.stream = stream
+        self.prefetch = prefetch
         self.max_bad_fraction = max_bad_fraction
+        self.background = background and stream.threads > 0
         self.bad: Counter[str] = Counter()  # by shard
-        background = background and stream.threads > 0
-        self._loader = DataLoader(
-            _Guarded(stream),
-            batch_size=None,
-            num_workers=int(background),
-            prefetch_factor=prefetch if background else None,
-            pin_memory=torch.cuda.is_available(),
-            multiprocessing_context=multiprocessing.get_context("spawn") if background else None,
-        )
 
     def __iter__(self) -> Iterator[Batch]:
         seen = 0
         with spawning():
-            batches = iter(self._loader)
+            batches = iter(self._start())
         readers = getattr(batches, "_workers", [])
         _READERS.update(readers)
         try:
             for item in batches:
                 if isinstance(item, str):
                     raise UserError(item)
-                seen += len(item)
-                self._count(item.replaced, seen)
-                yield item
+                batch = item.batch() if isinstance(item, Parcel) else item
+                del item
+                seen += len(batch)
+                self._count(batch.replaced, seen)
+                yield batch
+                del batch  # else its slot in the ring would stay taken until the next one is here
         finally:
             del batches  # ends the reader, or gives up after some seconds
             for reader in readers:
                 if reader.is_alive():  # it hangs on a stalled disk or server
                     reader.kill()
                 _READERS.discard(reader)
+
+    def _start(self) -> DataLoader[Any]:
+        """One reader process with slots for all batches that can be under way, or none."""
+        pin = torch.cuda.is_available()
+        if not self.background:
+            return DataLoader(_Guarded(self.stream), batch_size=None, pin_memory=pin)
+        under_way = self.stream.ahead + self.prefetch + _HELD
+        ring = Ring(under_way, self.stream.specs, self.stream.numbers.batch)
+        return DataLoader(
+            _Guarded(replace(self.stream, ring=ring)),
+            batch_size=None,
+            num_workers=1,
+            prefetch_factor=self.prefetch,
+            pin_memory=pin,
+            multiprocessing_context=multiprocessing.get_context("spawn"),
+        )
 
     def _count(self, replaced: Iterable[Replaced], seen: int) -> None:
         for bad in replaced:
@@ -244,17 +259,28 @@ class Loader:
             )
 
 
-class _Guarded(IterableDataset[Batch | str]):
+class _Guarded(IterableDataset[Batch | Parcel | str]):
     """The stream, with its failures as sentences: an exception would reach the user as a worker's traceback."""
 
     def __init__(self, stream: BatchStream) -> None:
         self.stream = stream
 
-    def __iter__(self) -> Iterator[Batch | str]:
+    def __iter__(self) -> Iterator[Batch | Parcel | str]:
+        ring = self.stream.ring
+        if ring is not None:
+            _use_one_heap()
         try:
-            yield from self.stream
+            for batch in self.stream:
+                yield batch if ring is None else ring.pack(batch)
         except (source.ReadError, BrokenDataError) as failure:
             yield str(failure)
+
+
+def _use_one_heap() -> None:
+    """glibc keeps a heap for every thread, and each would grow until it fits the largest images side by side."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-8, 1)  # M_ARENA_MAX
 
 
 @atexit.register

@@ -8,7 +8,6 @@ of a sample (twice that while windows overlap), and `ahead` batches of pixels.
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections import deque
@@ -20,10 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from pretrain.data.index import Index
 from pretrain.data.order import Order
+from pretrain.data.ring import Ring, empty_views
 from pretrain.data.sample import IMAGES
 from pretrain.data.sidecar import Part
 from pretrain.data.source import Reader
@@ -147,6 +147,7 @@ class BatchStream(IterableDataset[Batch]):
         random: whether crops are random; if not, there is one central crop a view.
         threads: that decode; 0 means none: everything happens when a batch is asked for.
         ahead: batches that are being decoded at once.
+        ring: whose slots are filled, if the batches go to another process; each then leaves by `ring.pack`.
     """
 
     index: Index
@@ -156,6 +157,7 @@ class BatchStream(IterableDataset[Batch]):
     random: bool = True
     threads: int = 0
     ahead: int = 2
+    ring: Ring | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         with ThreadPoolExecutor(_IO_THREADS) as readers, _pool(self.threads) as pool:
@@ -180,7 +182,7 @@ class BatchStream(IterableDataset[Batch]):
         for g in gs:
             windows.ask(g)
         numbers = torch.tensor(gs)
-        views = tuple(_empty_views(spec, len(gs)) for spec in self.specs)
+        views = empty_views(self.specs, len(gs)) if self.ring is None else self.ring.views(len(gs))
         labels = torch.full((len(gs),), -1)
         draws = crop.draws(self.order.seed, numbers, self.specs) if self.random else None
         colors = color.draws(self.order.seed, numbers, self.specs) if self.random else None
@@ -240,18 +242,6 @@ class BatchStream(IterableDataset[Batch]):
                     box = crop.random_box(draws[view], height, width, spec)
                 place[number].copy_(crop.crop(pixels, box, spec))
                 view += 1
-
-
-def _empty_views(spec: ViewSpec, batch: int) -> Tensor:
-    """Room for views, [V, B, C, h, w], laid out as [V, B, h, w, C] so that a crop is written in one piece.
-
-    In a reader process it is shared memory from the start, which the trainer's process maps: nothing is copied.
-    """
-    shape = (spec.count, batch, *spec.height_width, 3)
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).permute(0, 1, 4, 2, 3)  # type: ignore[call-overload]
 
 
 @dataclass
