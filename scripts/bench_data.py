@@ -187,6 +187,14 @@ def webdataset_loader(urls: list[str], batch: int, workers: int) -> Iterable[obj
     return webdataset.WebLoader(shards.batched(batch, partial=False), batch_size=None, num_workers=workers)
 
 
+def processes(data: str, batch: int, count: int) -> Iterator[object]:
+    """The same by so many reader processes of one thread each, which take turns, instead of one with many threads."""
+    shards = ShardData(data, num_workers=1)
+    readers = [iter(shards.batches(0, 0, batch, MAE, rank, count)) for rank in range(count)]
+    while True:
+        yield from map(next, readers)
+
+
 def rate(batches: Iterable[object], batch: int, count: int) -> float:
     """Images a second of `count` batches, once the first three are there."""
     iterator = iter(batches)
@@ -289,20 +297,36 @@ def loaders(a: Arguments, files: Sequence[bytes], bar: Any) -> dict[str, float]:
         variants: dict[str, Callable[[], Iterable[object]]] = {
             "ours": lambda: ShardData(a.data, num_workers=a.workers).batches(0, 0, a.batch, MAE),
             "ours_one_worker": lambda: ShardData(a.data, num_workers=1).batches(0, 0, a.batch, MAE),
+            "ours_processes": lambda: processes(a.data, a.batch, a.workers),
             "imagefolder": lambda: imagefolder(root, a.batch, count + _FIRST, a.workers),
             "webdataset": lambda: webdataset_loader(urls, a.batch, a.workers),
         }
-        rates: dict[str, list[float]] = {name: [] for name in variants}
+        rates: dict[str, list[float]] = {name: [] for name in (*variants, "decode_and_crop")}
+        alone = partial(ours(MAE), files)
         for _ in range(a.rounds):
             for name, make in variants.items():
                 rates[name].append(rate(make(), a.batch, count))
+            rates["decode_and_crop"].append(len(files) / on_one_thread(alone))
             bar.update()
     best = {name: max(values) for name, values in rates.items()}
     for name in ("imagefolder", "webdataset"):
         ratios = [mine / theirs for mine, theirs in zip(rates["ours"], rates[name], strict=True)]
         best |= {f"ratio_{name}": best["ours"] / best[name]}
         best |= {f"ratio_{name}_least": min(ratios), f"ratio_{name}_greatest": max(ratios)}
-    return best | {"scaling": best["ours"] / best["ours_one_worker"] / a.workers}
+    return best | {
+        "scaling": best["ours"] / best["ours_one_worker"] / a.workers,
+        "overhead": best["decode_and_crop"] / best["ours_one_worker"] - 1,
+        "ratio_processes": best["ours"] / best["ours_processes"],
+    }
+
+
+def on_one_thread(step: Callable[[], object]) -> float:
+    """Seconds of one call with torch on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = timed(step)
+    torch.set_num_threads(threads)
+    return seconds
 
 
 def timed(step: Callable[[], object]) -> float:
@@ -323,7 +347,11 @@ def show(result: dict[str, Any]) -> None:
     r = result["loader"]
     print(
         f"loader ours {r['ours']:7.0f}   ImageFolder {r['imagefolder']:.0f} ({r['ratio_imagefolder']:.2f} times)   "
-        f"WebDataset {r['webdataset']:.0f} images/s ({r['ratio_webdataset']:.2f} times)   scaling {r['scaling']:.2f}"
+        f"WebDataset {r['webdataset']:.0f} images/s ({r['ratio_webdataset']:.2f} times)"
+    )
+    print(
+        f"       scaling {r['scaling']:.2f}   overhead over decode-and-crop {100 * r['overhead']:.0f} %   processes "
+        f"instead of threads {r['ours_processes']:.0f} images/s"
     )
 
 
