@@ -35,8 +35,10 @@ class Member(NamedTuple):
 class _Stream:
     """A stream that is read in large pieces, and counts what was taken of it."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(self, read: Callable[[int], bytes], seek: Callable[[int], None] | None) -> None:
         self._read = read
+        self._seek = seek
+        self._size = _CHUNK if seek is None else _BLOCK
         self._piece = b""
         self._at = 0  # in the piece
         self.offset = 0
@@ -60,6 +62,10 @@ class _Stream:
         self.offset += size
         self._at += size
         while (beyond := self._at - len(self._piece)) > 0:
+            if self._seek is not None:
+                self._seek(beyond)
+                self._piece, self._at = b"", 0
+                return True  # beyond the end, the next header is missing
             if not self._next():
                 return False
             self._at = beyond
@@ -67,20 +73,21 @@ class _Stream:
 
     def _next(self) -> bool:
         """Goes on to the next piece, if there is one."""
-        self._piece, self._at = self._read(_CHUNK), 0
+        self._piece, self._at = self._read(self._size), 0
         return bool(self._piece)
 
 
-def members(read: Callable[[int], bytes]) -> Iterator[Member]:
+def members(read: Callable[[int], bytes], seek: Callable[[int], None] | None = None) -> Iterator[Member]:
     """The regular files of a tar, in order.
 
     Args:
         read: gives at most so many of the next bytes, b"" at the end.
+        seek: passes over so many bytes. If there is none all bytes are read; else only the headers.
 
     Raises:
         DamagedTarError: a header's checksum is wrong, or the archive was cut off.
     """
-    stream = _Stream(read)
+    stream = _Stream(read, seek)
     long_name, pax, ended = None, {}, False
     while header := stream.take(_BLOCK):
         at = stream.offset - len(header)
