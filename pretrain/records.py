@@ -14,21 +14,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-# A constructor's argument and what is wrong with its value. A class that has rules between its arguments states them
-# in a static method `problems(**arguments) -> Iterator[Problem]`, which its constructor refuses by and which the
-# configuration check calls before anything is built.
-Problem = tuple[str, str]
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend: names the value, the reason and the fix, and is shown without a traceback."""
-
-
-def refuse(owner: object, problems: Iterable[Problem]) -> None:
-    """Raises ValueError with all the problems of an object under construction, if there are any."""
-    lines = [f"`{argument}` {reason}" for argument, reason in problems]
-    if lines:
-        raise ValueError(f"{type(owner).__name__}: " + "; ".join(lines))
+from pretrain.problem import Problem as Problem
+from pretrain.problem import UserError as UserError
+from pretrain.problem import refuse as refuse
 
 
 @dataclass(frozen=True)
