@@ -41,6 +41,14 @@ class Replaced:
     cause: str
 
 
+@dataclass(frozen=True)
+class SourceShare:
+    """What part of all samples a source of a mixture has, and how many samples it has, None if that is not known."""
+
+    share: float
+    num_samples: int | None
+
+
 @dataclass
 class Batch:
     """What the loader yields and what an objective is given.

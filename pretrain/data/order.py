@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 
-from pretrain.random import Purpose, permutation
+from pretrain.random import Purpose, permutation, words
 from pretrain.records import Problem, refuse
 
 Ints = np.ndarray
@@ -57,6 +58,28 @@ class Window(NamedTuple):
     members: Ints
 
 
+class SampleOrder(Protocol):
+    """What a reader asks an order: that of one data set (`Order`), or of several (`mixture.Mixture`)."""
+
+    seed: int
+    num_samples: int
+
+    def place(self, g: int) -> tuple[int, int, int]:
+        """(epoch, stream, offset inside the stream) of sample number g."""
+
+    def window_at(self, stream: int, offset: int) -> tuple[int, int]:
+        """(window, place inside it) of an offset."""
+
+    def window(self, epoch: int, stream: int, window: int) -> Window:
+        """All samples of a window, in the order of their visit."""
+
+    def numbers(self, epoch: int, stream: int, window: int) -> Sequence[int]:
+        """The g of each sample of a window, in the order of their visit."""
+
+    def substitute(self, g: int, attempt: int) -> tuple[int, int]:
+        """(shard, member) of what stands in for sample g where it, and `attempt` that stood in, cannot be decoded."""
+
+
 class Order:
     """The order of all epochs over shards of the given sizes.
 
@@ -91,12 +114,23 @@ class Order:
     def window(self, epoch: int, stream: int, window: int) -> Window:
         """All samples of a window, in the order of their visit."""
         start, size = self._stream(stream)
-        first, length = self._first_window(stream), self.shuffle.window
-        begin = 0 if window == 0 else first + (window - 1) * length
-        end = min(size, first + window * length)
+        begin, end = self._bounds(stream, window)
         number = ((epoch * self.streams + stream) << 24) + window
         slots = begin + self._permute(Purpose.SAMPLES, number, end - begin)
         return self._samples(epoch, start + self._unrun(epoch, stream, slots, size))
+
+    def numbers(self, epoch: int, stream: int, window: int) -> range:
+        """The g of each sample of a window, in the order of their visit."""
+        begin, end = self._bounds(stream, window)
+        first = epoch * self.num_samples + stream
+        return range(first + begin * self.streams, first + end * self.streams, self.streams)
+
+    def substitute(self, g: int, attempt: int) -> tuple[int, int]:
+        """(shard, member) of what stands in for sample g where it, and `attempt` that stood in, cannot be decoded."""
+        draw = words(self.seed, Purpose.REPLACEMENT, torch.tensor([g]), attempt + 1)[0, attempt]
+        number, ends = int(draw) % self.num_samples, np.cumsum(self.counts)
+        shard = int(np.searchsorted(ends, number, side="right"))
+        return shard, number - int(ends[shard] - self.counts[shard])
 
     def locate(self, g: int) -> tuple[int, int]:
         """(shard, member) of sample number g."""
@@ -107,6 +141,12 @@ class Order:
 
     def _first_window(self, stream: int) -> int:
         return max(1, self.shuffle.window * (stream + 1) // self.streams)
+
+    def _bounds(self, stream: int, window: int) -> tuple[int, int]:
+        """(first offset, end) of a window in its stream."""
+        first, length = self._first_window(stream), self.shuffle.window
+        begin = 0 if window == 0 else first + (window - 1) * length
+        return begin, min(self._stream(stream)[1], first + window * length)
 
     def _stream(self, stream: int) -> tuple[int, int]:
         """(start on the epoch's line, length) of a stream."""
