@@ -89,7 +89,7 @@ class ShardData:
         max_bad_fraction: float,
         **_: object,
     ) -> Iterator[Problem]:
-        if train is None:
+        if not train:
             yield (
                 "train",
                 "is missing: name the training shards by data.train=… or the variable PRETRAIN_TRAIN_SHARDS",
@@ -159,9 +159,9 @@ def named(train: Patterns | NamedPatterns | None) -> NamedPatterns:
 
 
 def _mixture_problems(train: object, sources: dict[str, float] | None) -> Iterator[Problem]:
-    if isinstance(train, Mapping):
+    if isinstance(train, Mapping) and train:
         yield from mixture.problems(list(train), sources)
-    elif sources is not None and train is not None:
+    elif sources is not None and train:
         names = ", ".join(f"{name}: …" for name in sources)
         yield "sources", f"has weights, but data.train names no data sets: write data.train={{{names}}}"
     elif sources is not None:
