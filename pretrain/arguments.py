@@ -127,7 +127,8 @@ def _value(text: str, hint: Any) -> Any:
     """The reading of a word that a type hint admits, or else the text itself."""
     readings: list[Any] = [{"null": None, "true": True, "false": False}.get(text, text)]
     if text.startswith("[") and text.endswith("]"):
-        readings.append([item.strip().strip("'\"") for item in split_list(text[1:-1])])
+        items = [item.strip().strip("'\"") for item in split_list(text[1:-1])]
+        readings += [items, [_value(item, int | float | str) for item in items]]
     if pairs := split_names(text):
         readings.append({name: _value(one, str | list[str]) for name, one in pairs.items()})
     for number in (int, float):

@@ -36,7 +36,7 @@ class Shuffle:
 
     streams: int = 64
     run_length: int = 8
-    run_window: int = 8192
+    run_window: int = 65536
     window: int = 128
 
     def __post_init__(self) -> None:
@@ -97,6 +97,7 @@ class Order:
         self.num_samples = int(self.counts.sum())
         self.streams = max(1, min(self.shuffle.streams, self.num_samples // self.shuffle.window))
         self._layouts: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
+        self._run_orders: OrderedDict[int, Ints] = OrderedDict()
 
     def place(self, g: int) -> tuple[int, int, int]:
         """(epoch, stream, offset inside the stream) of sample number g."""
@@ -163,11 +164,19 @@ class Order:
         result = slots.copy()
         for window in np.unique(run[run < runs] // per_window):
             first = window * per_window
-            number = ((epoch * self.streams + stream) << 24) + int(window)
-            order = first + self._permute(Purpose.RUNS, number, min(per_window, runs - first))
+            order = first + self._run_order(epoch, stream, int(window), min(per_window, runs - first))
             here = (run < runs) & (run // per_window == window)
             result[here] = order[run[here] - first] * length + slots[here] % length
         return result
+
+    def _run_order(self, epoch: int, stream: int, window: int, runs: int) -> Ints:
+        """The order of the runs of a run window; that of the last windows of all streams is remembered."""
+        number = ((epoch * self.streams + stream) << 24) + window
+        if number not in self._run_orders:
+            self._run_orders[number] = self._permute(Purpose.RUNS, number, runs)
+            while len(self._run_orders) > 2 * self.streams:
+                self._run_orders.popitem(last=False)
+        return self._run_orders[number]
 
     def _samples(self, epoch: int, places: Ints) -> Window:
         """The samples at places on the epoch's line."""

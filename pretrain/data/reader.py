@@ -107,7 +107,7 @@ class Windows:
             for place in range(inside, len(visits))
             if self.numbers.has(visits[place])
         ]
-        for run in _neighbours(sorted(wanted)):
+        for run in neighbours(sorted(wanted)):
             shard = run[0][0]
             parts = [part for _, member, _ in run for part in self.index.parts(shard, member)]
             future = self._executor.submit(self._read_run, shard, parts)
@@ -123,7 +123,7 @@ class Windows:
         return {part.start: bytes(data[part.start - start : part.stop - start]) for part in parts}
 
 
-def _neighbours(samples: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+def neighbours(samples: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
     """Splits sorted (shard, member, g) where the next member is further away than reading through pays."""
     run: list[tuple[int, int, int]] = []
     for sample in samples:
