@@ -19,6 +19,8 @@ from pretrain.records import UserError
 from pretrain.signature import describe, matches
 
 _PATHS = ("data.train", "data.val", "data.index_dir", "output_dir")
+_KEY = rf"\+{{0,2}}(?:{'|'.join(map(re.escape, _PATHS))}|data\.train\.[\w-]+)="
+_NAMED = re.compile(r"\s*(?!pipe:)([A-Za-z_][\w-]*):(?!//)(.*)", re.DOTALL)  # name: patterns; no address, no command
 
 T = TypeVar("T")
 
@@ -29,13 +31,29 @@ def quote(arguments: Sequence[str]) -> list[str]:
 
 
 def _quote_argument(argument: str) -> str:
-    match = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, _PATHS))})=)(.+)", argument, flags=re.DOTALL)
+    match = re.fullmatch(rf"({_KEY})(.+)", argument, flags=re.DOTALL)
     if match is None or match[2] == "null":
         return argument
     key, value = match.groups()
+    if pairs := split_names(value):
+        return f"{key}{{{','.join(f'{name}: {_quote_patterns(one)}' for name, one in pairs.items())}}}"
+    return argument if len(split_list(value)) > 1 else key + _quote_patterns(value)
+
+
+def split_names(text: str) -> dict[str, str]:
+    """`{name: patterns, …}` by name, nothing for other values: braces with neither a name nor a colon are patterns."""
+    if not (text.startswith("{") and text.endswith("}")):
+        return {}
+    pairs = [_NAMED.fullmatch(item) for item in split_list(text[1:-1])]
+    found = {pair[1]: pair[2].strip() for pair in pairs if pair is not None}
+    return found if len(found) == len(pairs) else {}
+
+
+def _quote_patterns(value: str) -> str:
+    value = value.strip()
     if value.startswith("[") and value.endswith("]"):
-        return f"{key}[{','.join(_quote_value(item) for item in split_list(value[1:-1]))}]"
-    return argument if len(split_list(value)) > 1 else key + _quote_value(value)
+        return f"[{','.join(_quote_value(item) for item in split_list(value[1:-1]))}]"
+    return _quote_value(value)
 
 
 def _quote_value(value: str) -> str:
@@ -109,7 +127,10 @@ def _value(text: str, hint: Any) -> Any:
     """The reading of a word that a type hint admits, or else the text itself."""
     readings: list[Any] = [{"null": None, "true": True, "false": False}.get(text, text)]
     if text.startswith("[") and text.endswith("]"):
-        readings.append([item.strip().strip("'\"") for item in split_list(text[1:-1])])
+        items = [item.strip().strip("'\"") for item in split_list(text[1:-1])]
+        readings += [items, [_value(item, int | float | str) for item in items]]
+    if pairs := split_names(text):
+        readings.append({name: _value(one, str | list[str]) for name, one in pairs.items()})
     for number in (int, float):
         try:
             readings.append(number(text))

@@ -72,7 +72,7 @@ def run_of(cfg: DictConfig) -> Run:
     hardware: OneDevice = instantiate(cfg.trainer)
     objective = objective_of(cfg)  # before an index of the shards is made, which may take long
     data: ShardData = instantiate(cfg.data)
-    sizes = plan(cfg, data.num_samples, hardware.world_size)
+    sizes = plan(cfg, data.num_samples, hardware.world_size, data.training.shares)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     identity = {key: plain[key] for key in _IDENTITY} | {"data": data.identity()}
     settings = {key: plain[key] for key in _SETTINGS} | {"precision": hardware.precision}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.records import Batch, Progress, Randomness, Tokens, UserError
+from pretrain.records import Batch, Progress, Randomness, SourceShare, Tokens, UserError
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Plan:
     warmup: float  # share of the run
     max_minutes: float | None
     stop_after_steps: int | None
+    sources: Mapping[str, SourceShare] = field(default_factory=dict)  # of a mixture, by name
 
     def __str__(self) -> str:
         steps = (
@@ -41,19 +42,28 @@ class Plan:
             )
         if self.stop_after_steps is not None:
             steps += f", cut after {self.stop_after_steps:,}"
+        mixture = "".join(f"\n{self._source(name, one)}" for name, one in self.sources.items())
         return (
             f"global batch {self.global_batch_size} = {self.devices} device{'s' * (self.devices > 1)} × "
             f"{self.micro_batch} samples × {self.accumulation} accumulated\n"
             f"lr {self.lr:g} (base_lr {self.base_lr:g} per 256), warm-up {self.warmup:.1%} of the run\n"
-            f"{self.num_samples:,} samples an epoch, {self.steps_per_epoch:,} steps an epoch, {steps}"
+            f"{self.num_samples:,} samples an epoch, {self.steps_per_epoch:,} steps an epoch, {steps}{mixture}"
         )
 
+    def _source(self, name: str, source: SourceShare) -> str:
+        line = f"{name}: {source.share:.4g} of all samples"
+        if source.num_samples is None or self.max_minutes is not None:
+            return line
+        times = self.total_steps * self.global_batch_size * source.share / source.num_samples
+        return f"{line}, each of its {source.num_samples:,} seen {times:,.1f} times"
 
-def plan(cfg: DictConfig, num_samples: int, devices: int) -> Plan:
-    """The plan of a configuration on data of so many samples and on so many devices.
+
+def plan(cfg: DictConfig, num_samples: int, devices: int, sources: Mapping[str, SourceShare] | None = None) -> Plan:
+    """The plan of a configuration on data of so many samples, of a mixture of `sources`, and on so many devices.
 
     An epoch of the schedule has ⌊samples / global batch⌋ steps, as in the original recipes, which drop the last,
-    incomplete batch; our stream drops nothing, it goes on into the next epoch.
+    incomplete batch; our stream drops nothing, it goes on into the next epoch. Of a mixture an epoch is as many samples
+    as all sources have together, whatever their weights.
 
     Raises:
         UserError: there are not enough samples for one batch, or the batch cannot be split over the devices.
@@ -81,6 +91,7 @@ def plan(cfg: DictConfig, num_samples: int, devices: int) -> Plan:
         warmup=cfg.warmup_epochs / cfg.epochs,
         max_minutes=cfg.max_minutes,
         stop_after_steps=cfg.stop_after_steps,
+        sources=sources or {},
     )
 
 

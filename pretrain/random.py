@@ -29,6 +29,8 @@ class Purpose(IntEnum):
     MASK = 7
     DROP_PATH = 8  # number = that of a row, index = 2 × block + branch
     COLOR = 9  # changes of colour; number = g
+    SOURCE = 10  # the seed of a source of a mixture; number = its place among their names
+    MIXTURE = 11  # which source is next; number = block
 
 
 def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ K tokens · g the number of a sample in the run (samples drawn before it).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +27,14 @@ class Replaced:
     shard: str
     key: str
     cause: str
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """What part of all samples a source of a mixture has, and how many samples it has, None if that is not known."""
+
+    share: float
+    num_samples: int | None
 
 
 @dataclass

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pretrain.data.module import Loader, Patterns, open_shards
-from pretrain.data.order import Order, Shuffle
+from pretrain.data.module import Loader, NamedPatterns, Patterns, open_training
+from pretrain.data.order import Shuffle
 from pretrain.data.reader import BatchStream, Numbers
 from pretrain.frozen import configured, default_device
 from pretrain.objective.objective import Objective
@@ -39,7 +39,7 @@ class ReplayArguments:
     """What is told by hand: the incident, and what is to be another than in the run."""
 
     incident: str
-    train: Patterns | None = None  # where the run's shards are now
+    train: Patterns | NamedPatterns | None = None  # where the run's shards are now
     index_dir: str | None = None
     allow_pipe: bool = False
     precision: Precision | None = None
@@ -85,10 +85,11 @@ class Replay:
         plain, self.objective = configured(run, f"incident={path}")
         _load_weights(self.objective, run / "incidents" / incident.weights)
         patterns, index_dir = a.train or plain["data"]["train"], a.index_dir or plain["data"]["index_dir"]
-        self.index = open_shards(patterns, index_dir, a.allow_pipe, prefix="")
+        training = open_training(patterns, plain["data"].get("sources"), index_dir, a.allow_pipe, prefix="")
+        self.index = training.index
         if self.index.digest != identity["digest"]:
             raise UserError(f"`{patterns}` are other shards than those of the run: name where they are now by train=…")
-        self.order = Order(self.index.counts, incident.origin.seed, Shuffle(**identity["shuffle"]))
+        self.order = training.order(incident.origin.seed, Shuffle(**identity["shuffle"]))
 
     def make(self) -> Finding:
         """Forward and backward as in the run, micro-batch by micro-batch."""

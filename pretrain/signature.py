@@ -89,5 +89,7 @@ def describe(hint: Any) -> str:
         element = next((one for one in arguments if one is not Ellipsis), Any)
         many = f"{len(arguments)} values, each " if origin is tuple and arguments and Ellipsis not in arguments else ""
         return f"a list of {many}{describe(element)}"
+    if origin is dict and arguments:
+        return f"{{name: {describe(arguments[1])}}}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))

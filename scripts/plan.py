@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pretrain.arguments import script_with_overrides
 from pretrain.assemble import objective_of
 from pretrain.config import composed_without_data
+from pretrain.data.module import known_shares, known_size
 from pretrain.plan import cost, empty_batch, plan
 from pretrain.records import UserError
 
@@ -19,15 +20,17 @@ from pretrain.records import UserError
 @dataclass(frozen=True)
 class Arguments:
     devices: int = 1
-    num_samples: int | None = None  # of an epoch; by default what the recipe states
+    num_samples: int | None = None  # of an epoch; by default what a mixture's index counts, or the recipe states
 
 
 def main(arguments: Arguments, overrides: list[str]) -> None:
     cfg = composed_without_data(overrides)
-    samples = arguments.num_samples or cfg.data.num_samples
+    sources = known_shares(cfg.data.train, cfg.data.sources, cfg.data.index_dir)
+    counted = known_size(cfg.data.train, cfg.data.index_dir) if sources else None
+    samples = arguments.num_samples or counted or cfg.data.num_samples
     if samples is None:
         raise UserError("num_samples=… is missing: this configuration does not state data.num_samples")
-    print(plan(cfg, samples, arguments.devices))
+    print(plan(cfg, samples, arguments.devices, sources))
     objective = objective_of(cfg)
     batch = empty_batch((view.count, len(view.mean), *view.height_width) for view in objective.views)
     print(cost(objective, objective.trained_encoder, batch))

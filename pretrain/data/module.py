@@ -12,25 +12,27 @@ import logging
 import multiprocessing
 import multiprocessing.process
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from pretrain.data import source
+from pretrain.data import mixture, source
 from pretrain.data.index import Index, count_known, open_index
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
 from pretrain.data.ring import Parcel, Ring
+from pretrain.data.training import TrainingShards, fitted, source_shares
 from pretrain.process import spawning
-from pretrain.records import Batch, Problem, Replaced, UserError
+from pretrain.records import Batch, Problem, Replaced, SourceShare, UserError
 from pretrain.view.spec import ViewSpec
 
 log = logging.getLogger(__name__)
 
 Patterns = str | Sequence[str]
+NamedPatterns = dict[str, Patterns]  # of several data sets
 
 _LEAST_TO_JUDGE = 1000  # samples before the share of bad ones means anything
 _SUBSET_WINDOW = 256  # samples of a random subset that are held compressed, and read in the order of the shards
@@ -43,7 +45,9 @@ class ShardData:
     """The training shards of a run, and its validation shards if there are any.
 
     Args:
-        train, val: patterns of shards (see `source.expand`). `val` may be None.
+        train, val: patterns of shards (see `source.expand`). `val` may be None. `train` may name several data sets,
+            each with patterns of its own.
+        sources: the weight of each data set that `train` names; only their proportions count.
         num_samples: how many there are in an epoch, for planning alone: the index overrules it.
         shuffle: how an epoch is mixed.
         num_workers: threads that decode in the device's reader process; 0 reads in the training process itself.
@@ -56,8 +60,9 @@ class ShardData:
 
     def __init__(
         self,
-        train: Patterns | None,
+        train: Patterns | NamedPatterns | None,
         val: Patterns | None = None,
+        sources: dict[str, float] | None = None,
         num_samples: int | None = None,
         shuffle: Shuffle | None = None,
         num_workers: int = 4,
@@ -71,14 +76,16 @@ class ShardData:
         self.prefetch = prefetch
         self.val_samples = val_samples
         self.max_bad_fraction = max_bad_fraction
-        self.train = open_shards(train, index_dir, allow_pipe)
+        self.training = open_training(train, sources, index_dir, allow_pipe)
+        self.train = self.training.index
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
         self.val = None if val is None else open_shards(val, index_dir, allow_pipe)
 
     @staticmethod
     def problems(
-        train: Patterns | None,
+        train: Patterns | NamedPatterns | None,
         val: Patterns | None,
+        sources: dict[str, float] | None,
         num_workers: int,
         prefetch: int,
         val_samples: int,
@@ -86,14 +93,15 @@ class ShardData:
         max_bad_fraction: float,
         **_: object,
     ) -> Iterator[Problem]:
-        if train is None:
+        if not train:
             yield (
                 "train",
                 "is missing: name the training shards by data.train=… or the variable PRETRAIN_TRAIN_SHARDS",
             )
-        for name, patterns in {"train": train, "val": val}.items():
-            if patterns is not None:
-                yield from ((name, mistake) for mistake in source.expand(patterns, allow_pipe)[1])
+        yield from _mixture_problems(train, sources)
+        for argument, name, patterns in (*(("train", *one) for one in named(train).items()), ("val", "", val)):
+            mistakes = [] if patterns is None else source.expand(patterns, allow_pipe)[1]
+            yield from ((argument, f"{name}: {mistake}" if name else mistake) for mistake in mistakes)
         for name, value, least in (
             ("num_workers", num_workers, 0),
             ("prefetch", prefetch, 1),
@@ -110,14 +118,13 @@ class ShardData:
 
     def identity(self) -> dict[str, Any]:
         """What decides which sample is number g, beside the seed: another value is another order."""
-        shards = [f"{shard.name} {shard.count} {shard.sha256[:16]}" for shard in self.train.shards]
-        return {"digest": self.train.digest, "shards": shards, "shuffle": asdict(self.shuffle)}
+        return self.training.identity(self.shuffle)
 
     def batches(
         self, seed: int, start: int, batch: int, views: Sequence[ViewSpec], rank: int = 0, world: int = 1
     ) -> Loader:
         """Batches of training samples for one rank, without end, from sample number `start` on."""
-        order = Order(self.train.counts, seed, self.shuffle)
+        order = self.training.order(seed, self.shuffle)
         numbers = Numbers(start + rank, world, batch)
         stream = BatchStream(self.train, order, numbers, tuple(views), threads=self.num_workers)
         return Loader(stream, self.prefetch, self.max_bad_fraction)
@@ -148,16 +155,44 @@ class ShardData:
         return Loader(BatchStream(index, order, Numbers(0, 1, batch, stop), tuple(views)), self.prefetch, 1.0)
 
 
-def fitted(shuffle: Shuffle, index: Index) -> Shuffle:
-    """The shuffle as it is, or for `pipe:` shards one that is in few of them at a time.
+def named(train: Patterns | NamedPatterns | None) -> NamedPatterns:
+    """The patterns of each data set by name; a single one has the name ""."""
+    if train is None:
+        return {}
+    return dict(train) if isinstance(train, Mapping) else {"": train}
 
-    They can only be read whole, and 64 are kept: 16 streams whose runs change places within about one shard's samples
-    are in at most 48. With the default they would be read again and again.
+
+def _mixture_problems(train: object, sources: dict[str, float] | None) -> Iterator[Problem]:
+    if isinstance(train, Mapping) and train:
+        yield from mixture.problems(list(train), sources)
+    elif sources is not None and train:
+        names = ", ".join(f"{name}: …" for name in sources)
+        yield "sources", f"has weights, but data.train names no data sets: write data.train={{{names}}}"
+    elif sources is not None:
+        yield from mixture.weight_problems(sources)
+
+
+def open_training(
+    train: Patterns | NamedPatterns | None,
+    sources: Mapping[str, float] | None,
+    index_dir: str | None = None,
+    allow_pipe: bool = False,
+    prefix: str = "data.",
+) -> TrainingShards:
+    """The training shards that patterns stand for; `prefix` as for `source.expand`.
+
+    Raises:
+        UserError: a data set has no shards, or they cannot be read (those of all data sets are named).
     """
-    if not any(shard.url.startswith("pipe:") for shard in index.shards):
-        return shuffle
-    longest = max(1, index.num_samples // len(index.shards) // shuffle.run_length) * shuffle.run_length
-    return replace(shuffle, streams=min(shuffle.streams, 16), run_window=min(shuffle.run_window, longest))
+    indexes, lines = {}, []
+    for name, patterns in (named(train) or {"": []}).items():
+        try:
+            indexes[name] = open_shards(patterns, index_dir, allow_pipe, prefix)
+        except UserError as mistake:
+            lines.append(f"{name}: {mistake}" if name else str(mistake))
+    if lines:
+        raise UserError("\n".join(lines))
+    return TrainingShards(indexes, sources or {})
 
 
 def open_shards(
@@ -177,9 +212,28 @@ def open_shards(
     return index
 
 
-def known_size(patterns: Patterns | None, index_dir: str | None = None) -> int | None:
+def known_size(train: Patterns | NamedPatterns | None, index_dir: str | None = None) -> int | None:
     """How many samples shards have, if an index of all of them is there; no shard is read to find out."""
-    shards, mistakes = source.expand(patterns or [], allow_pipe=True)
+    sizes = [_known_size(patterns, index_dir) for patterns in named(train).values()]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known and len(known) == len(sizes) else None
+
+
+def known_shares(
+    train: Patterns | NamedPatterns | None, sources: Mapping[str, float] | None, index_dir: str | None = None
+) -> dict[str, SourceShare]:
+    """What part of all samples each source of a mixture has, and how many samples it has where an index of it is
+    there; empty without a mixture."""
+    if not sources or len(sources) == 1:
+        return {}
+    return source_shares(
+        mixture.places(sources),
+        {name: _known_size(patterns, index_dir) for name, patterns in named(train).items()},
+    )
+
+
+def _known_size(patterns: Patterns, index_dir: str | None) -> int | None:
+    shards, mistakes = source.expand(patterns, allow_pipe=True)
     return None if mistakes or not shards else count_known(shards, index_dir)
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 
-from pretrain.random import Purpose, permutation
+from pretrain.random import Purpose, permutation, words
 from pretrain.records import Problem, refuse
 
 Ints = np.ndarray
@@ -35,7 +36,7 @@ class Shuffle:
 
     streams: int = 64
     run_length: int = 8
-    run_window: int = 8192
+    run_window: int = 65536
     window: int = 128
 
     def __post_init__(self) -> None:
@@ -57,6 +58,28 @@ class Window(NamedTuple):
     members: Ints
 
 
+class SampleOrder(Protocol):
+    """What a reader asks an order: that of one data set (`Order`), or of several (`mixture.Mixture`)."""
+
+    seed: int
+    num_samples: int
+
+    def place(self, g: int) -> tuple[int, int, int]:
+        """(epoch, stream, offset inside the stream) of sample number g."""
+
+    def window_at(self, stream: int, offset: int) -> tuple[int, int]:
+        """(window, place inside it) of an offset."""
+
+    def window(self, epoch: int, stream: int, window: int) -> Window:
+        """All samples of a window, in the order of their visit."""
+
+    def numbers(self, epoch: int, stream: int, window: int) -> Sequence[int]:
+        """The g of each sample of a window, in the order of their visit."""
+
+    def substitute(self, g: int, attempt: int) -> tuple[int, int]:
+        """(shard, member) of what stands in for sample g where it, and `attempt` that stood in, cannot be decoded."""
+
+
 class Order:
     """The order of all epochs over shards of the given sizes.
 
@@ -74,6 +97,7 @@ class Order:
         self.num_samples = int(self.counts.sum())
         self.streams = max(1, min(self.shuffle.streams, self.num_samples // self.shuffle.window))
         self._layouts: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
+        self._run_orders: OrderedDict[int, Ints] = OrderedDict()
 
     def place(self, g: int) -> tuple[int, int, int]:
         """(epoch, stream, offset inside the stream) of sample number g."""
@@ -91,12 +115,23 @@ class Order:
     def window(self, epoch: int, stream: int, window: int) -> Window:
         """All samples of a window, in the order of their visit."""
         start, size = self._stream(stream)
-        first, length = self._first_window(stream), self.shuffle.window
-        begin = 0 if window == 0 else first + (window - 1) * length
-        end = min(size, first + window * length)
+        begin, end = self._bounds(stream, window)
         number = ((epoch * self.streams + stream) << 24) + window
         slots = begin + self._permute(Purpose.SAMPLES, number, end - begin)
         return self._samples(epoch, start + self._unrun(epoch, stream, slots, size))
+
+    def numbers(self, epoch: int, stream: int, window: int) -> range:
+        """The g of each sample of a window, in the order of their visit."""
+        begin, end = self._bounds(stream, window)
+        first = epoch * self.num_samples + stream
+        return range(first + begin * self.streams, first + end * self.streams, self.streams)
+
+    def substitute(self, g: int, attempt: int) -> tuple[int, int]:
+        """(shard, member) of what stands in for sample g where it, and `attempt` that stood in, cannot be decoded."""
+        draw = words(self.seed, Purpose.REPLACEMENT, torch.tensor([g]), attempt + 1)[0, attempt]
+        number, ends = int(draw) % self.num_samples, np.cumsum(self.counts)
+        shard = int(np.searchsorted(ends, number, side="right"))
+        return shard, number - int(ends[shard] - self.counts[shard])
 
     def locate(self, g: int) -> tuple[int, int]:
         """(shard, member) of sample number g."""
@@ -107,6 +142,12 @@ class Order:
 
     def _first_window(self, stream: int) -> int:
         return max(1, self.shuffle.window * (stream + 1) // self.streams)
+
+    def _bounds(self, stream: int, window: int) -> tuple[int, int]:
+        """(first offset, end) of a window in its stream."""
+        first, length = self._first_window(stream), self.shuffle.window
+        begin = 0 if window == 0 else first + (window - 1) * length
+        return begin, min(self._stream(stream)[1], first + window * length)
 
     def _stream(self, stream: int) -> tuple[int, int]:
         """(start on the epoch's line, length) of a stream."""
@@ -123,11 +164,19 @@ class Order:
         result = slots.copy()
         for window in np.unique(run[run < runs] // per_window):
             first = window * per_window
-            number = ((epoch * self.streams + stream) << 24) + int(window)
-            order = first + self._permute(Purpose.RUNS, number, min(per_window, runs - first))
+            order = first + self._run_order(epoch, stream, int(window), min(per_window, runs - first))
             here = (run < runs) & (run // per_window == window)
             result[here] = order[run[here] - first] * length + slots[here] % length
         return result
+
+    def _run_order(self, epoch: int, stream: int, window: int, runs: int) -> Ints:
+        """The order of the runs of a run window; that of the last windows of all streams is remembered."""
+        number = ((epoch * self.streams + stream) << 24) + window
+        if number not in self._run_orders:
+            self._run_orders[number] = self._permute(Purpose.RUNS, number, runs)
+            while len(self._run_orders) > 2 * self.streams:
+                self._run_orders.popitem(last=False)
+        return self._run_orders[number]
 
     def _samples(self, epoch: int, places: Ints) -> Window:
         """The samples at places on the epoch's line."""

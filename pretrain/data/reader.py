@@ -22,12 +22,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from pretrain.data.index import Index
-from pretrain.data.order import Order
+from pretrain.data.order import SampleOrder
 from pretrain.data.ring import Ring, empty_views
 from pretrain.data.sample import IMAGES
 from pretrain.data.sidecar import Part
 from pretrain.data.source import Reader
-from pretrain.random import Purpose, words
 from pretrain.records import Batch, Replaced
 from pretrain.view import color, crop
 from pretrain.view.decode import DecodeError, Pixels, decode
@@ -66,7 +65,7 @@ class Numbers:
 class Windows:
     """The compressed bytes of samples, fetched a window at a time and let go one by one."""
 
-    def __init__(self, index: Index, order: Order, numbers: Numbers, executor: Executor) -> None:
+    def __init__(self, index: Index, order: SampleOrder, numbers: Numbers, executor: Executor) -> None:
         self.index, self.order, self.numbers = index, order, numbers
         self.reader = Reader()
         self._executor = executor
@@ -80,7 +79,7 @@ class Windows:
         window, inside = self.order.window_at(stream, offset)
         key = (epoch, stream, window)
         if key not in self._asked:
-            self._asked[key] = self._fetch(epoch, stream, window, inside, g)
+            self._asked[key] = self._fetch(epoch, stream, window, inside)
         self._asked[key] -= 1
         if not self._asked[key]:
             del self._asked[key]
@@ -99,16 +98,16 @@ class Windows:
         data = self._read_run(shard, parts)
         return {part.extension: data[part.start] for part in parts}
 
-    def _fetch(self, epoch: int, stream: int, window: int, inside: int, g: int) -> int:
-        """Starts reading what this reader needs of a window from place `inside`, g's, on; returns how many samples."""
+    def _fetch(self, epoch: int, stream: int, window: int, inside: int) -> int:
+        """Starts reading what this reader needs of a window from place `inside` on; returns how many samples."""
         samples = self.order.window(epoch, stream, window)
-        wanted = []  # (shard, member, g)
-        for ahead in range(len(samples.shards) - inside):
-            number = g + ahead * self.order.streams
-            if self.numbers.has(number):
-                place = inside + ahead
-                wanted.append((int(samples.shards[place]), int(samples.members[place]), number))
-        for run in _neighbours(sorted(wanted)):
+        visits = self.order.numbers(epoch, stream, window)
+        wanted = [
+            (int(samples.shards[place]), int(samples.members[place]), visits[place])
+            for place in range(inside, len(visits))
+            if self.numbers.has(visits[place])
+        ]
+        for run in neighbours(sorted(wanted)):
             shard = run[0][0]
             parts = [part for _, member, _ in run for part in self.index.parts(shard, member)]
             future = self._executor.submit(self._read_run, shard, parts)
@@ -124,7 +123,7 @@ class Windows:
         return {part.start: bytes(data[part.start - start : part.stop - start]) for part in parts}
 
 
-def _neighbours(samples: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+def neighbours(samples: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
     """Splits sorted (shard, member, g) where the next member is further away than reading through pays."""
     run: list[tuple[int, int, int]] = []
     for sample in samples:
@@ -151,7 +150,7 @@ class BatchStream(IterableDataset[Batch]):
     """
 
     index: Index
-    order: Order
+    order: SampleOrder
     numbers: Numbers
     specs: tuple[ViewSpec, ...]
     random: bool = True
@@ -216,19 +215,11 @@ class BatchStream(IterableDataset[Batch]):
             except DecodeError as failure:
                 bad = Replaced(g, self.index.shards[shard].name, self.index.key(shard, member), str(failure))
             replaced.append(bad)
-            draw = words(self.order.seed, Purpose.REPLACEMENT, torch.tensor([g]), attempt + 1)[0, attempt]
-            shard, member = self._nth(int(draw) % self.order.num_samples)
+            shard, member = self.order.substitute(g, attempt)
             parts = windows.read(shard, member)
         raise BrokenDataError(
             f"{_REPLACEMENTS} samples in a row cannot be decoded, last `{bad.key}` of `{bad.shard}`: {bad.cause}"
         )
-
-    def _nth(self, number: int) -> tuple[int, int]:
-        for shard, count in enumerate(self.index.counts):
-            if number < count:
-                return shard, number
-            number -= count
-        raise AssertionError("number is below the number of samples")
 
     def _cut(self, pixels: Pixels, draws: Any, places: Sequence[Tensor]) -> None:
         """Writes all views of an image to their places, [V, C, h, w] a specification."""

@@ -33,7 +33,10 @@ def test_a_slot_is_free_when_the_last_piece_of_its_batch_is_gone() -> None:
     piece = batch.views[1][0, 1:2]
     del batch
     gc.collect()
-    assert [filled(ring, 2).slot, filled(ring, 3).slot] == [1, None]  # the first is held by a slice, the others are sent
+    assert [filled(ring, 2).slot, filled(ring, 3).slot] == [
+        1,
+        None,
+    ]  # the first is held by a slice, the others are sent
     assert piece.unique().tolist() == [1]
     del piece
     gc.collect()
