@@ -24,6 +24,7 @@ from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
 from pretrain.process import spawning
 from pretrain.records import Batch, Problem, Replaced, UserError
+from pretrain.view import region
 from pretrain.view.spec import ViewSpec
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class ShardData:
         index_dir: where an index is built for shards that come without one; None is a cache folder.
         allow_pipe: whether `pipe:` commands, which run in a shell, are allowed.
         max_bad_fraction: share of samples that may fail to decode before the run stops.
+        scaled_decode: whether JPEGs of a million pixels are decoded at 1/2, 1/4 or 1/8 where no view needs more.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class ShardData:
         index_dir: str | None = None,
         allow_pipe: bool = False,
         max_bad_fraction: float = 0.01,
+        scaled_decode: bool = False,
     ) -> None:
         self.num_workers = num_workers
         self.prefetch = prefetch
         self.val_samples = val_samples
         self.max_bad_fraction = max_bad_fraction
+        self.scaled_decode = scaled_decode
         self.train = open_shards(train, index_dir, allow_pipe)
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
         self.val = None if val is None else open_shards(val, index_dir, allow_pipe)
@@ -106,9 +110,10 @@ class ShardData:
         return self.train.num_samples
 
     def identity(self) -> dict[str, Any]:
-        """What decides which sample is number g, beside the seed: another value is another order."""
+        """What decides which sample is number g and its pixels, beside the seed: another value is another run."""
         shards = [f"{shard.name} {shard.count} {shard.sha256[:16]}" for shard in self.train.shards]
-        return {"digest": self.train.digest, "shards": shards, "shuffle": asdict(self.shuffle)}
+        scaled = {"scaled_decode": True} if self.scaled_decode else {}
+        return {"digest": self.train.digest, "shards": shards, "shuffle": asdict(self.shuffle)} | scaled
 
     def batches(
         self, seed: int, start: int, batch: int, views: Sequence[ViewSpec], rank: int = 0, world: int = 1
@@ -116,7 +121,11 @@ class ShardData:
         """Batches of training samples for one rank, without end, from sample number `start` on."""
         order = Order(self.train.counts, seed, self.shuffle)
         numbers = Numbers(start + rank, world, batch)
-        stream = BatchStream(self.train, order, numbers, tuple(views), threads=self.num_workers)
+        stream = BatchStream(
+            self.train, order, numbers, tuple(views), threads=self.num_workers, scaled=self.scaled_decode
+        )
+        if region.extension is not None:
+            log.info("JPEGs are decoded only where crops need them, by pretrain_region")
         return Loader(stream, self.prefetch, self.max_bad_fraction)
 
     def val_batches(self, seed: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
@@ -142,7 +151,9 @@ class ShardData:
 
     def _fixed(self, index: Index, seed: int, stop: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
         order = Order(index.counts, seed, self.shuffle)
-        return Loader(BatchStream(index, order, Numbers(0, 1, batch, stop), tuple(views)), self.prefetch, 1.0)
+        numbers = Numbers(0, 1, batch, stop)
+        stream = BatchStream(index, order, numbers, tuple(views), scaled=self.scaled_decode)
+        return Loader(stream, self.prefetch, 1.0)
 
 
 def fitted(shuffle: Shuffle, index: Index) -> Shuffle:
