@@ -102,6 +102,7 @@ def test_the_core_imports_no_optional_package() -> None:
                 "lightly",
                 "flash_attn",
                 "onnx",
+                "pretrain_region",
                 "pytorch_lightning",
             }
 

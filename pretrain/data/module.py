@@ -27,6 +27,7 @@ from pretrain.data.ring import Parcel, Ring
 from pretrain.data.training import TrainingShards, fitted, source_shares
 from pretrain.process import spawning
 from pretrain.records import Batch, Problem, Replaced, SourceShare, UserError
+from pretrain.view import region
 from pretrain.view.spec import ViewSpec
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class ShardData:
         index_dir: where an index is built for shards that come without one; None is a cache folder.
         allow_pipe: whether `pipe:` commands, which run in a shell, are allowed.
         max_bad_fraction: share of samples that may fail to decode before the run stops.
+        scaled_decode: whether JPEGs of a million pixels are decoded at 1/2, 1/4 or 1/8 where no view needs more.
     """
 
     def __init__(
@@ -71,11 +73,13 @@ class ShardData:
         index_dir: str | None = None,
         allow_pipe: bool = False,
         max_bad_fraction: float = 0.01,
+        scaled_decode: bool = False,
     ) -> None:
         self.num_workers = num_workers
         self.prefetch = prefetch
         self.val_samples = val_samples
         self.max_bad_fraction = max_bad_fraction
+        self.scaled_decode = scaled_decode
         self.training = open_training(train, sources, index_dir, allow_pipe)
         self.train = self.training.index
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
@@ -117,8 +121,9 @@ class ShardData:
         return self.train.num_samples
 
     def identity(self) -> dict[str, Any]:
-        """What decides which sample is number g, beside the seed: another value is another order."""
-        return self.training.identity(self.shuffle)
+        """What decides which sample is number g and its pixels, beside the seed: another value is another run."""
+        scaled = {"scaled_decode": True} if self.scaled_decode else {}
+        return self.training.identity(self.shuffle) | scaled
 
     def batches(
         self, seed: int, start: int, batch: int, views: Sequence[ViewSpec], rank: int = 0, world: int = 1
@@ -126,7 +131,11 @@ class ShardData:
         """Batches of training samples for one rank, without end, from sample number `start` on."""
         order = self.training.order(seed, self.shuffle)
         numbers = Numbers(start + rank, world, batch)
-        stream = BatchStream(self.train, order, numbers, tuple(views), threads=self.num_workers)
+        stream = BatchStream(
+            self.train, order, numbers, tuple(views), threads=self.num_workers, scaled=self.scaled_decode
+        )
+        if region.extension is not None:
+            log.info("JPEGs are decoded only where crops need them, by pretrain_region")
         return Loader(stream, self.prefetch, self.max_bad_fraction)
 
     def val_batches(self, seed: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
@@ -152,7 +161,9 @@ class ShardData:
 
     def _fixed(self, index: Index, seed: int, stop: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
         order = Order(index.counts, seed, self.shuffle)
-        return Loader(BatchStream(index, order, Numbers(0, 1, batch, stop), tuple(views)), self.prefetch, 1.0)
+        numbers = Numbers(0, 1, batch, stop)
+        stream = BatchStream(index, order, numbers, tuple(views), scaled=self.scaled_decode)
+        return Loader(stream, self.prefetch, 1.0)
 
 
 def named(train: Patterns | NamedPatterns | None) -> NamedPatterns:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -29,7 +30,8 @@ from pretrain.data.sidecar import Part
 from pretrain.data.source import Reader
 from pretrain.records import Batch, Replaced
 from pretrain.view import color, crop
-from pretrain.view.decode import DecodeError, Pixels, decode
+from pretrain.view.decode import DecodeError, Pixels
+from pretrain.view.region import decode_for
 from pretrain.view.spec import ViewSpec
 
 _IO_THREADS = 8
@@ -147,6 +149,7 @@ class BatchStream(IterableDataset[Batch]):
         threads: that decode; 0 means none: everything happens when a batch is asked for.
         ahead: batches that are being decoded at once.
         ring: whose slots are filled, if the batches go to another process; each then leaves by `ring.pack`.
+        scaled: whether large JPEGs may be decoded at a smaller scale.
     """
 
     index: Index
@@ -157,6 +160,7 @@ class BatchStream(IterableDataset[Batch]):
     threads: int = 0
     ahead: int = 2
     ring: Ring | None = None
+    scaled: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
         with ThreadPoolExecutor(_IO_THREADS) as readers, _pool(self.threads) as pool:
@@ -190,10 +194,10 @@ class BatchStream(IterableDataset[Batch]):
 
         def work(places: range) -> None:
             for i in places:
-                sample = self._sample(gs[i], windows, replaced)
+                sample = self._sample(gs[i], windows, replaced, None if draws is None else draws[i])
                 keys[i] = sample.key
                 labels[i] = sample.label
-                self._cut(sample.pixels, None if draws is None else draws[i], [view[:, i] for view in views])
+                self._cut(sample, [view[:, i] for view in views])
 
         size = max(1, min(16, -(-len(gs) // max(1, self.threads))))
         tasks = [pool.submit(work, range(i, min(i + size, len(gs)))) for i in range(0, len(gs), size)]
@@ -206,12 +210,12 @@ class BatchStream(IterableDataset[Batch]):
 
         return result
 
-    def _sample(self, g: int, windows: Windows, replaced: list[Replaced]) -> _Sample:
+    def _sample(self, g: int, windows: Windows, replaced: list[Replaced], draws: np.ndarray | None) -> _Sample:
         """Sample g, or the one that stands in for it if it cannot be decoded: which one depends on (seed, g) alone."""
         shard, member, parts = windows.take(g)
         for attempt in range(_REPLACEMENTS):
             try:
-                return _Sample(self.index.key(shard, member), _label(parts), _decode(parts))
+                return _Sample(self.index.key(shard, member), _label(parts), *self._decode(parts, draws))
             except DecodeError as failure:
                 bad = Replaced(g, self.index.shards[shard].name, self.index.key(shard, member), str(failure))
             replaced.append(bad)
@@ -221,18 +225,18 @@ class BatchStream(IterableDataset[Batch]):
             f"{_REPLACEMENTS} samples in a row cannot be decoded, last `{bad.key}` of `{bad.shard}`: {bad.cause}"
         )
 
-    def _cut(self, pixels: Pixels, draws: Any, places: Sequence[Tensor]) -> None:
+    def _decode(self, parts: dict[str, bytes], draws: np.ndarray | None) -> tuple[Pixels, list[crop.Box]]:
+        """The pixels that the views of a sample need, and the box of each view in them."""
+        data = next(parts[extension] for extension in IMAGES if extension in parts)
+        views = [spec.height_width for spec in self.specs for _ in range(spec.count)] if self.scaled else None
+        return decode_for(data, lambda height, width: crop.boxes(draws, height, width, self.specs), views)
+
+    def _cut(self, sample: _Sample, places: Sequence[Tensor]) -> None:
         """Writes all views of an image to their places, [V, C, h, w] a specification."""
-        height, width = pixels.shape[:2]
-        view = 0
+        boxes = iter(sample.boxes)
         for spec, place in zip(self.specs, places, strict=True):
             for number in range(spec.count):
-                if draws is None:
-                    box = crop.central_box(height, width, spec)
-                else:
-                    box = crop.random_box(draws[view], height, width, spec)
-                place[number].copy_(crop.crop(pixels, box, spec))
-                view += 1
+                place[number].copy_(crop.crop(sample.pixels, next(boxes), spec))
 
 
 @dataclass
@@ -240,10 +244,7 @@ class _Sample:
     key: str
     label: int
     pixels: Pixels
-
-
-def _decode(parts: dict[str, bytes]) -> Pixels:
-    return decode(next(parts[extension] for extension in IMAGES if extension in parts))
+    boxes: list[crop.Box]  # of the views, in these pixels
 
 
 def _label(parts: dict[str, bytes]) -> int:

@@ -63,6 +63,14 @@ def central_box(height: int, width: int, spec: ViewSpec) -> Box:
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
+def boxes(numbers: np.ndarray | None, height: int, width: int, specs: Sequence[ViewSpec]) -> list[Box]:
+    """One box for each view of an image: random ones from a row of `draws`, central ones without."""
+    views = [spec for spec in specs for _ in range(spec.count)]
+    if numbers is None:
+        return [central_box(height, width, spec) for spec in views]
+    return [random_box(draws, height, width, spec) for draws, spec in zip(numbers, views, strict=True)]
+
+
 def crop(pixels: np.ndarray, box: Box, spec: ViewSpec) -> Tensor:
     """A box of an image [H, W, C] uint8, resized with antialiasing to the view: [C, h, w] uint8, channels last."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # [1, C, H, W], channels last in memory

@@ -49,9 +49,20 @@ def decode(data: bytes | memoryview) -> Pixels:
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
         except DecodeError:
             raise
-        except ValueError:
+        except (ValueError, KeyError):  # KeyError: it has no name for 4:4:1
             pass  # CMYK, or damaged: Pillow knows
     return _decode_by_pillow(data)
+
+
+def jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that `decode` neither turns nor refuses for its header; None for all else."""
+    if bytes(data[:2]) != b"\xff\xd8" or _is_rotated(data):
+        return None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except (ValueError, KeyError):
+        return None
+    return (height, width) if height * width <= MAX_PIXELS else None
 
 
 def _decode_by_pillow(data: bytes | memoryview) -> Pixels:

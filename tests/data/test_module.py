@@ -17,6 +17,8 @@ import torch
 from pretrain.data.module import _READERS, ShardData, open_shards
 from pretrain.data.order import Order, Shuffle
 from pretrain.records import UserError
+from pretrain.trainer.run_folder import differences
+from pretrain.view import region
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import image_bytes, write_shards, write_tar
 
@@ -81,6 +83,30 @@ def test_identity_names_the_difference(tmp_path: Path) -> None:
     assert one["digest"] == other["digest"]
     assert one != other
     assert one["shards"][1].startswith("s-000001.tar 7 ")
+
+
+def test_scaled_decoding_makes_another_run(tmp_path: Path) -> None:
+    """And a run of before there was a choice is one without it."""
+    usual, scaled = data(tmp_path), data(tmp_path, scaled_decode=True, val=str(tmp_path / "d"))
+    assert "scaled_decode" not in usual.identity()
+    assert scaled.identity() == usual.identity() | {"scaled_decode": True}
+    (difference,) = differences({"data": usual.identity()}, {"data": scaled.identity()})
+    assert difference == "data.scaled_decode: null there, true here"
+    assert scaled.batches(0, 0, 2, [VIEW]).stream.scaled
+    assert scaled.val_batches(0, 2, [VIEW]).stream.scaled
+    assert not scaled.val_subset(0, 2, 2, [VIEW]).stream.scaled  # what a probe sees stays comparable
+    assert not usual.batches(0, 0, 2, [VIEW]).stream.scaled
+
+
+def test_the_log_says_once_that_parts_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for installed, lines in ((object(), 1), (None, 0)):
+        monkeypatch.setattr(region, "extension", installed)
+        caplog.clear()
+        data(tmp_path, num_workers=0).batches(0, 0, 2, [VIEW])
+        assert caplog.text.count("by pretrain_region") == lines
 
 
 SCRIPT = """
