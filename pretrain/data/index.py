@@ -30,14 +30,18 @@ _THREADS = 8
 
 
 class Index:
-    """Shards with the places of all their samples. Small: a sidecar is mapped when it is first needed."""
+    """Shards with the places of all their samples, and how they are reached.
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    Small: a sidecar is mapped when it is first needed.
+    """
+
+    def __init__(self, shards: Sequence[Shard], access: source.Access | None = None) -> None:
         self.shards = list(shards)
+        self.access = access or source.PLAIN
         self._sidecars: dict[int, Sidecar] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "_sidecars": {}}
+        return self.__dict__ | {"_sidecars": {}}
 
     @property
     def counts(self) -> list[int]:
@@ -67,7 +71,9 @@ class Index:
         return self._sidecars[shard]
 
 
-def open_index(urls: Sequence[str], index_dir: str | None = None, prefix: str = "data.") -> Index:
+def open_index(
+    urls: Sequence[str], index_dir: str | None = None, prefix: str = "data.", access: source.Access | None = None
+) -> Index:
     """The index of shards: from beside them, from the cache, or built now with a progress bar.
 
     Args:
@@ -75,14 +81,15 @@ def open_index(urls: Sequence[str], index_dir: str | None = None, prefix: str = 
         index_dir: where to keep what is built; None means `~/.cache/pretrain/index`. A folder named by the digest of
             the list is made in it.
         prefix: what keys begin with where a mistake's advice names them: `data.` in a run, nothing in a script.
+        access: to remote shards.
 
     Raises:
         UserError: shards are damaged or cannot be read (all of them are named), or the cache cannot be written.
     """
     urls, known, foreign = _known(urls)
     if foreign:
-        known.update(_cached(foreign, _cache(foreign, index_dir), prefix))
-    return Index([known[url] for url in urls])
+        known.update(_cached(foreign, _cache(foreign, index_dir), prefix, access))
+    return Index([known[url] for url in urls], access)
 
 
 def count_known(urls: Sequence[str], index_dir: str | None = None) -> int | None:
@@ -157,7 +164,7 @@ def _listed(folder: Path) -> tuple[dict[str, dict[str, Any]], bool]:
         return {}, False
 
 
-def _cached(urls: Sequence[str], folder: Path, prefix: str) -> dict[str, Shard]:
+def _cached(urls: Sequence[str], folder: Path, prefix: str, access: source.Access | None) -> dict[str, Shard]:
     """Shards from sidecars in `folder`; what is missing there, or older than its shard, is scanned."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +176,7 @@ def _cached(urls: Sequence[str], folder: Path, prefix: str) -> dict[str, Shard]:
     shards = {url: shard for url in urls if (shard := from_sidecar(url, sidecars[url])) is not None}
     missing = [url for url in urls if url not in shards]
     if missing:
-        for shard in _scan_all({url: sidecars[url] for url in missing}, prefix):
+        for shard in _scan_all({url: sidecars[url] for url in missing}, prefix, access):
             shards[shard.url] = shard
     return shards
 
@@ -190,13 +197,13 @@ def _safe_name(url: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", url.rstrip("/").rpartition("/")[2].partition("?")[0])
 
 
-def _scan_all(sidecars: dict[str, Path], prefix: str) -> list[Shard]:
+def _scan_all(sidecars: dict[str, Path], prefix: str, access: source.Access | None) -> list[Shard]:
     """Scans shards several at a time, and reports all that are damaged in one message."""
     mistakes = []
 
     def attempt(url: str) -> Shard | None:
         try:
-            return scan(url, sidecars[url], prefix)
+            return scan(url, sidecars[url], prefix, access)
         except UserError as mistake:
             mistakes.append(str(mistake))
             return None

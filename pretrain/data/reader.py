@@ -68,7 +68,7 @@ class Windows:
 
     def __init__(self, index: Index, order: Order, numbers: Numbers, executor: Executor) -> None:
         self.index, self.order, self.numbers = index, order, numbers
-        self.reader = Reader()
+        self.reader = Reader(index.access)
         self._executor = executor
         self._lock = threading.Lock()
         self._asked: dict[tuple[int, int, int], int] = {}  # window → samples of it still to come
@@ -171,6 +171,7 @@ class BatchStream(IterableDataset[Batch]):
                 while pending:
                     yield pending.popleft()()
             finally:
+                windows.reader.stop()
                 for executor in (pool, readers):
                     executor.shutdown(wait=True, cancel_futures=True)
                 windows.reader.close()

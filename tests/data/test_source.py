@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data import source
+from pretrain.data import patience, source
 from pretrain.data.index import open_index
 from pretrain.data.source import Reader, ReadError, expand
 from pretrain.records import UserError
@@ -34,7 +34,7 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
         (str(tmp_path / "nope" / "*.tar"), "no shard matches"),
         (str(tmp_path / "d" / "s-{000000..000004}.tar"), "3 of the 5 shards"),
         (str(tmp_path / "d" / "s-{000000..000001.tar"), "unbalanced braces"),
-        ("s3://bucket/x.tar", "s3:// is not supported"),
+        ("foo://bucket/x.tar", "no protocol that fsspec knows"),
         ("pipe:cat x.tar", "data.allow_pipe=true"),
         ([paths[0], str(tmp_path / "d")], "listed more than once"),
         ([paths[0], str(tmp_path / "d" / ".." / "d" / "s-000000.tar")], "listed more than once"),
@@ -79,12 +79,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(source, "_PAUSE", 0.01)
-    monkeypatch.setattr(source, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
+    monkeypatch.setattr(patience, "TIMEOUT", 0.5)
     write_shards(tmp_path / "served", [3])
     handler = type("H", (Handler,), {"folder": tmp_path / "served", "attempts": {}})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
 
@@ -137,8 +137,8 @@ def test_pipes_are_read_once_and_kept(tmp_path: Path) -> None:
 def test_failing_pipes_end_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:
-    monkeypatch.setattr(source, "_PAUSE", 0.01)
-    monkeypatch.setattr(source, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
+    monkeypatch.setattr(patience, "TIMEOUT", 0.3)
     with pytest.raises(UserError, match=message):
         open_index([f"pipe:{command}"], str(tmp_path / "i"))
 
