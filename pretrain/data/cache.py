@@ -22,7 +22,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,26 +107,19 @@ class Cache:
         if absent:
             low, high = absent[0], absent[-1] + 1
             data = memoryview(fetch(low * _BLOCK, min(high * _BLOCK, size)))
-            fetched = {low + i: data[i * _BLOCK : (i + 1) * _BLOCK] for i in range(high - low)}
-            self._keep(copy, {number: fetched[number] for number in absent})
-            blocks = [fetched.get(number, block) for number, block in enumerate(blocks, first)]
+            self._keep(copy, low, data)
+            blocks[low - first : high - first] = [data]
         whole = b"".join(block for block in blocks if block is not None)
         return whole[start - first * _BLOCK : stop - first * _BLOCK]
 
-    def _keep(self, copy: _Copy, blocks: Mapping[int, memoryview]) -> None:
+    def _keep(self, copy: _Copy, first: int, data: memoryview) -> None:
         """Writes blocks to a copy if there is room, or can be made."""
         if self._given_up:
             return
         try:
             with self._ledger(_PATIENCE) as ledger:
-                if ledger is None:
-                    return
-                if not copy.is_whole():
-                    ledger.drop(copy.path)
-                need = copy.need(blocks)
-                if ledger.make_room(need, self.limit, spare=copy.path):
-                    ledger.write(ledger.used() + need)
-                    copy.store(blocks)
+                if ledger is not None:
+                    ledger.keep(copy, first, data, self.limit)
         except OSError as failure:
             self._give_up(failure)
 
@@ -178,11 +171,21 @@ class _Ledger:
         self.write(used)
         return used
 
-    def drop(self, path: Path) -> None:
-        """Deletes a copy that is cut off, if it is there."""
-        if path.exists():
-            path.unlink(missing_ok=True)
+    def keep(self, copy: _Copy, first: int, data: memoryview, limit: int) -> None:
+        """Writes blocks from number `first` on to a copy, if there is room or can be made."""
+        if not copy.is_whole():
+            copy.path.unlink()
             self.count_anew()
+        with copy.opened() as (descriptor, created):
+            if created:
+                self.write(self.used() + copy.table_size)
+            need = copy.need(descriptor, first, data)
+            if self.make_room(need, limit, spare=copy.path):
+                self.write(self.used() + need)
+                copy.store(descriptor, first, data)
+            elif created:
+                copy.path.unlink()
+                self.write(self.used() - copy.table_size)
 
     def make_room(self, need: int, limit: int, spare: Path | None = None) -> bool:
         """Deletes the copies that were read longest ago, but for `spare`, until there is room; False if none can be."""
@@ -190,8 +193,7 @@ class _Ledger:
         if used + need <= limit:
             return True
         copies = {copy.path: copy for copy in self._copies()}
-        kept = copies.pop(spare).counted() if spare in copies else 0
-        if kept + need > limit:
+        if spare in copies and copies.pop(spare).counted() + need > limit:
             return False
         for path in sorted(copies, key=lambda path: path.stat().st_mtime_ns):
             used -= copies[path].counted()
@@ -213,7 +215,7 @@ class _Copy:
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size = path, size
         self.count = -(-size // _BLOCK)
-        self._table = self.count * _BLOCK  # where it begins
+        self._table, self.table_size = self.count * _BLOCK, 4 * self.count  # where it begins, its bytes
 
     def load(self, first: int, last: int) -> list[memoryview | None]:
         """Blocks first … last, None for those that are not there or damaged."""
@@ -230,23 +232,30 @@ class _Copy:
             block if _checksum(block) == entry else None for block, entry in zip(blocks, table.tolist(), strict=True)
         ]
 
-    def store(self, blocks: Mapping[int, memoryview]) -> None:
-        """Writes blocks, their checksums first: what is cut short does not match, and yet is counted."""
-        with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
-            os.ftruncate(file.fileno(), self._table + 4 * self.count)
-            for number, block in blocks.items():
-                os.pwrite(file.fileno(), struct.pack("<I", _checksum(block)), self._table + 4 * number)
-                if os.pwrite(file.fileno(), block, number * _BLOCK) != len(block):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def need(self, blocks: Mapping[int, memoryview]) -> int:
-        """Bytes by which the count grows when blocks are stored."""
+    @contextmanager
+    def opened(self) -> Iterator[tuple[int, bool]]:
+        """(a descriptor to write by, whether the file was made just now)."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            with open(self.path, "rb", buffering=0) as file:
-                table = self._entries(file.fileno(), 0, self.count)
-        except FileNotFoundError:
-            return 4 * self.count + sum(map(len, blocks.values()))
-        return sum(len(block) for number, block in blocks.items() if not table[number])
+            created = os.fstat(descriptor).st_size == 0
+            if created:
+                os.ftruncate(descriptor, self._table + self.table_size)
+            yield descriptor, created
+        finally:
+            os.close(descriptor)
+
+    def need(self, descriptor: int, first: int, data: memoryview) -> int:
+        """Bytes by which the count grows when blocks from `first` on are stored."""
+        present = self._entries(descriptor, first, first + -(-len(data) // _BLOCK)) != 0
+        there = sum(min(_BLOCK, len(data) - number * _BLOCK) for number in np.flatnonzero(present).tolist())
+        return len(data) - there
+
+    def store(self, descriptor: int, first: int, data: memoryview) -> None:
+        """Writes blocks, their checksums first: what is cut short does not match, and yet is counted."""
+        sums = [_checksum(data[at : at + _BLOCK]) for at in range(0, len(data), _BLOCK)]
+        os.pwrite(descriptor, np.array(sums, "<u4").tobytes(), self._table + 4 * first)
+        if os.pwrite(descriptor, data, first * _BLOCK) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def counted(self) -> int:
         """Bytes of the table and the blocks that it lists."""
@@ -256,12 +265,12 @@ class _Copy:
         except FileNotFoundError:
             return 0
         short = self._table - self.size if self.count and listed[-1] else 0
-        return 4 * self.count + int(listed.sum()) * _BLOCK - short
+        return self.table_size + int(listed.sum()) * _BLOCK - short
 
     def is_whole(self) -> bool:
         """Whether the file, if there is one, has its length."""
         try:
-            return self.path.stat().st_size == self._table + 4 * self.count
+            return self.path.stat().st_size == self._table + self.table_size
         except FileNotFoundError:
             return True
 
