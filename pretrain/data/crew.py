@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from pretrain.data.claim import Claims
 from pretrain.data.sidecar import Shard, from_sidecar, scan
+from pretrain.data.source import PLAIN, Access
 from pretrain.problem import UserError
 from pretrain.process import spawning
 
@@ -35,12 +36,17 @@ Job = tuple[str, Path]  # a shard, its sidecar
 Attempt = Callable[[Job], Shard | str | None]  # the shard, what is wrong with it, None while somebody else scans it
 
 
-def scan_all(sidecars: Mapping[str, Path], prefix: str = "data.", processes: int | None = None) -> list[Shard]:
+def scan_all(
+    sidecars: Mapping[str, Path],
+    prefix: str = "data.",
+    access: Access = PLAIN,
+    processes: int | None = None,
+) -> list[Shard]:
     """Scans shards, with a progress bar; those that another process is scanning meanwhile are waited for.
 
     Args:
         sidecars: of each shard.
-        prefix: as for `source.expand`.
+        prefix, access: as for `source.expand`.
         processes: how many; None fits their number and the cores, 0 means threads of this process.
 
     Raises:
@@ -51,7 +57,7 @@ def scan_all(sidecars: Mapping[str, Path], prefix: str = "data.", processes: int
     scanned, mistakes = [], []
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=len(sidecars), desc="indexing shards", unit="shard", delay=1))
-        attempt = stack.enter_context(_processes(processes, prefix) if processes else _here(prefix))
+        attempt = stack.enter_context(_processes(processes, prefix, access) if processes else _here(prefix, access))
         pool = stack.enter_context(ThreadPoolExecutor(processes or _THREADS))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         jobs = _from_own_place(list(sidecars.items()))
@@ -87,25 +93,25 @@ def _processes_here() -> int:
     return min(_MOST, max(4, 2 * cores // max(1, int(ranks) if ranks.isdecimal() else 1)))
 
 
-def _attempt(job: Job, claims: Claims, prefix: str) -> Shard | str | None:
+def _attempt(job: Job, claims: Claims, prefix: str, access: Access) -> Shard | str | None:
     """Scans a shard, unless that has been done, or is being done, by another."""
     url, sidecar = job
     try:
         with claims.claim(sidecar.with_name(f"{sidecar.name}.claim")) as ours:
-            return from_sidecar(url, sidecar) or (scan(url, sidecar, prefix) if ours else None)
+            return from_sidecar(url, sidecar) or (scan(url, sidecar, prefix, access) if ours else None)
     except UserError as mistake:
         return str(mistake)
 
 
 @contextmanager
-def _here(prefix: str) -> Iterator[Attempt]:
+def _here(prefix: str, access: Access) -> Iterator[Attempt]:
     """Attempts in the calling thread."""
     with Claims() as claims:
-        yield lambda job: _attempt(job, claims, prefix)
+        yield lambda job: _attempt(job, claims, prefix, access)
 
 
 @contextmanager
-def _processes(count: int, prefix: str) -> Iterator[Attempt]:
+def _processes(count: int, prefix: str, access: Access) -> Iterator[Attempt]:
     """Attempts in processes of their own, one for each thread that calls at the same time."""
     context = multiprocessing.get_context("spawn")
     idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
@@ -113,7 +119,7 @@ def _processes(count: int, prefix: str) -> Iterator[Attempt]:
     with spawning():
         for _ in range(count):
             ours, theirs = context.Pipe()
-            crew.append((context.Process(target=_serve, args=(theirs, prefix), daemon=True), ours))
+            crew.append((context.Process(target=_serve, args=(theirs, prefix, access), daemon=True), ours))
             crew[-1][0].start()
             theirs.close()
             idle.put(ours)
@@ -140,11 +146,11 @@ def _processes(count: int, prefix: str) -> Iterator[Attempt]:
             process.kill()
 
 
-def _serve(connection: Connection, prefix: str) -> None:
+def _serve(connection: Connection, prefix: str, access: Access) -> None:
     """Does jobs until the other end is closed, as it is when its process dies."""
     with Claims() as claims:
         while True:
             try:
-                connection.send(_attempt(connection.recv(), claims, prefix))
+                connection.send(_attempt(connection.recv(), claims, prefix, access))
             except (EOFError, OSError):
                 return

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pretrain.data import listing
+from pretrain.data import listing, source
 from pretrain.data.crew import scan_all
 from pretrain.data.listing import owns_index as owns_index
 from pretrain.data.listing import write_index as write_index
@@ -26,21 +26,27 @@ _MAPPED = 4096  # sidecars at a time: Linux lets a process map 65,530 files
 
 
 class Index:
-    """Shards with the places of all their samples, for any number of threads.
+    """Shards with the places of all their samples, and how they are reached; for any number of threads.
 
     Small: the sidecars used last are mapped, and only they.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    def __init__(self, shards: Sequence[Shard], access: source.Access | None = None) -> None:
         self.shards = list(shards)
+        self.access = access or source.PLAIN
         self._lock = threading.Lock()  # guards the next
         self._sidecars: OrderedDict[int, Sidecar] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards}
+        return {"shards": self.shards, "access": self.access}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Index]) -> Index:
+        """The shards of several end to end."""
+        return cls([shard for part in parts for shard in part.shards], parts[0].access)
 
     @cached_property
     def counts(self) -> list[int]:
@@ -88,13 +94,16 @@ class Index:
         return sidecar
 
 
-def open_index(urls: Sequence[str], index_dir: str | None = None, prefix: str = "data.") -> Index:
+def open_index(
+    urls: Sequence[str], index_dir: str | None = None, prefix: str = "data.", access: source.Access | None = None
+) -> Index:
     """The index of shards: from beside them, from the cache, or built now with a progress bar.
 
     Args:
         urls: the shards, as `source.expand` gives them.
         index_dir: where to keep what is built; None means `~/.cache/pretrain/index`.
         prefix: what keys begin with where a mistake's advice names them: `data.` in a run, nothing in a script.
+        access: to remote shards.
 
     Raises:
         UserError: shards are damaged or cannot be read (all of them are named), or the cache cannot be written.
@@ -103,17 +112,17 @@ def open_index(urls: Sequence[str], index_dir: str | None = None, prefix: str = 
     known = listing.beside(urls)
     foreign = [url for url in urls if url not in known]
     if foreign:
-        known.update(_cached(foreign, index_dir, prefix))
-    return Index([known[url] for url in urls])
+        known.update(_cached(foreign, index_dir, prefix, access or source.PLAIN))
+    return Index([known[url] for url in urls], access)
 
 
-def _cached(urls: Sequence[str], index_dir: str | None, prefix: str) -> dict[str, Shard]:
+def _cached(urls: Sequence[str], index_dir: str | None, prefix: str, access: source.Access) -> dict[str, Shard]:
     """Shards by the cache; those that it does not know are scanned."""
     folder = listing.cache_folder(index_dir)
     shards, from_table = listing.cached(urls, folder)
     if missing := [url for url in urls if url not in shards]:
         _make_writable(folder, prefix)
-        shards |= {shard.url: shard for shard in scan_all(listing.sidecars(missing, folder), prefix)}
+        shards |= {shard.url: shard for shard in scan_all(listing.sidecars(missing, folder), prefix, access)}
     if not from_table:
         listing.write_table(urls, shards, folder)
     return shards

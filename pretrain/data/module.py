@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from pretrain.data import mixture, source
+from pretrain.data import cache, mixture, source
 from pretrain.data.index import Index, count_known, open_index
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
@@ -54,6 +54,9 @@ class ShardData:
         num_workers: threads that decode in the device's reader process; 0 reads in the training process itself.
         prefetch: batches that wait, ready, for the device.
         val_samples: how many samples of `val` an evaluation looks at, at most.
+        storage_options: for the drivers of object stores, as their own documents name them.
+        cache_dir: where copies of remote shards are kept; None keeps none.
+        cache_size: bytes that they may have, or words like 200GB.
         index_dir: where an index is built for shards that come without one; None is a cache folder.
         allow_pipe: whether `pipe:` commands, which run in a shell, are allowed.
         max_bad_fraction: share of samples that may fail to decode before the run stops.
@@ -70,6 +73,9 @@ class ShardData:
         num_workers: int = 4,
         prefetch: int = 2,
         val_samples: int = 1024,
+        storage_options: dict[str, Any] | None = None,
+        cache_dir: str | None = None,
+        cache_size: int | str = "100GB",
         index_dir: str | None = None,
         allow_pipe: bool = False,
         max_bad_fraction: float = 0.01,
@@ -79,11 +85,12 @@ class ShardData:
         self.prefetch = prefetch
         self.val_samples = val_samples
         self.max_bad_fraction = max_bad_fraction
+        access = source.access_of(storage_options, cache_dir, cache_size)
         self.scaled_decode = scaled_decode
-        self.training = open_training(train, sources, index_dir, allow_pipe)
+        self.training = open_training(train, sources, index_dir, allow_pipe, access=access)
         self.train = self.training.index
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
-        self.val = None if val is None else open_shards(val, index_dir, allow_pipe)
+        self.val = None if val is None else open_shards(val, index_dir, allow_pipe, access=access)
 
     @staticmethod
     def problems(
@@ -93,6 +100,9 @@ class ShardData:
         num_workers: int,
         prefetch: int,
         val_samples: int,
+        storage_options: dict[str, Any] | None,
+        cache_dir: str | None,
+        cache_size: int | str,
         allow_pipe: bool,
         max_bad_fraction: float,
         **_: object,
@@ -102,10 +112,12 @@ class ShardData:
                 "train",
                 "is missing: name the training shards by data.train=… or the variable PRETRAIN_TRAIN_SHARDS",
             )
+        access = source.access_of(storage_options)
         yield from _mixture_problems(train, sources)
         for argument, name, patterns in (*(("train", *one) for one in named(train).items()), ("val", "", val)):
-            mistakes = [] if patterns is None else source.expand(patterns, allow_pipe)[1]
+            mistakes = [] if patterns is None else source.expand(patterns, allow_pipe, access=access)[1]
             yield from ((argument, f"{name}: {mistake}" if name else mistake) for mistake in mistakes)
+        yield from cache.problems(cache_dir, cache_size)
         for name, value, least in (
             ("num_workers", num_workers, 0),
             ("prefetch", prefetch, 1),
@@ -189,8 +201,9 @@ def open_training(
     index_dir: str | None = None,
     allow_pipe: bool = False,
     prefix: str = "data.",
+    access: source.Access | None = None,
 ) -> TrainingShards:
-    """The training shards that patterns stand for; `prefix` as for `source.expand`.
+    """The training shards that patterns stand for; `prefix` and `access` as for `source.expand`.
 
     Raises:
         UserError: a data set has no shards, or they cannot be read (those of all data sets are named).
@@ -198,7 +211,7 @@ def open_training(
     indexes, lines = {}, []
     for name, patterns in (named(train) or {"": []}).items():
         try:
-            indexes[name] = open_shards(patterns, index_dir, allow_pipe, prefix)
+            indexes[name] = open_shards(patterns, index_dir, allow_pipe, prefix, access)
         except UserError as mistake:
             lines.append(f"{name}: {mistake}" if name else str(mistake))
     if lines:
@@ -207,17 +220,21 @@ def open_training(
 
 
 def open_shards(
-    patterns: Patterns | None, index_dir: str | None = None, allow_pipe: bool = False, prefix: str = "data."
+    patterns: Patterns | None,
+    index_dir: str | None = None,
+    allow_pipe: bool = False,
+    prefix: str = "data.",
+    access: source.Access | None = None,
 ) -> Index:
-    """The index of the shards that patterns stand for; `prefix` as for `source.expand`.
+    """The index of the shards that patterns stand for; `prefix` and `access` as for `source.expand`.
 
     Raises:
         UserError: there are none, or they cannot be read.
     """
-    shards, mistakes = source.expand(patterns or [], allow_pipe, prefix)
+    shards, mistakes = source.expand(patterns or [], allow_pipe, prefix, access)
     if mistakes or not shards:
         raise UserError("\n".join(mistakes) or "no shards are named")
-    index = open_index(shards, index_dir, prefix)
+    index = open_index(shards, index_dir, prefix, access)
     if not index.num_samples:
         raise UserError(f"`{patterns}`: there is no image in any of the {len(shards)} shards")
     return index

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -27,7 +27,7 @@ from pretrain.data.order import SampleOrder
 from pretrain.data.ring import Ring, empty_views
 from pretrain.data.sample import IMAGES
 from pretrain.data.sidecar import Part
-from pretrain.data.source import Reader
+from pretrain.data.source import Reader, is_remote
 from pretrain.records import Batch, Replaced
 from pretrain.view import color, crop
 from pretrain.view.decode import DecodeError, Pixels
@@ -35,6 +35,7 @@ from pretrain.view.region import decode_for
 from pretrain.view.spec import ViewSpec
 
 _IO_THREADS = 8
+_REMOTE_THREADS = 64  # that read from a network: they do nothing but wait
 _GAP = 4  # a range read goes on over members that it does not need if there are fewer than this
 _REPLACEMENTS = 16  # broken samples in a row before a shard list is given up
 
@@ -69,11 +70,22 @@ class Windows:
 
     def __init__(self, index: Index, order: SampleOrder, numbers: Numbers, executor: Executor) -> None:
         self.index, self.order, self.numbers = index, order, numbers
-        self.reader = Reader()
+        self.reader = Reader(index.access)
         self._executor = executor
         self._lock = threading.Lock()
         self._asked: dict[tuple[int, int, int], int] = {}  # window → samples of it still to come
         self._samples: dict[int, tuple[int, int, Future[dict[int, bytes]]]] = {}  # g → shard, member, bytes of the run
+
+    def ahead(self, batches: Iterable[range], reach: int) -> Iterator[range]:
+        """The batches, each once what it and the `reach` after it need has been asked for."""
+        asked: deque[range] = deque()
+        for gs in batches:
+            for g in gs:
+                self.ask(g)
+            asked.append(gs)
+            if len(asked) > reach:
+                yield asked.popleft()
+        yield from asked
 
     def ask(self, g: int) -> None:
         """Starts reading the window of g, if that has not been done. Call in the order of g."""
@@ -163,10 +175,10 @@ class BatchStream(IterableDataset[Batch]):
     scaled: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
-        with ThreadPoolExecutor(_IO_THREADS) as readers, _pool(self.threads) as pool:
+        with ThreadPoolExecutor(self.readers) as readers, _pool(self.threads) as pool:
             windows = Windows(self.index, self.order, self.numbers, readers if self.threads else Inline())
             pending: deque[Callable[[], Batch]] = deque()
-            batches = self.numbers.batches()
+            batches = windows.ahead(self.numbers.batches(), self.reach)
             for gs in islice(batches, self.ahead - 1 if self.threads else 0):
                 pending.append(self._submit(gs, windows, pool))
             try:
@@ -176,14 +188,33 @@ class BatchStream(IterableDataset[Batch]):
                 while pending:
                     yield pending.popleft()()
             finally:
+                windows.reader.stop()
                 for executor in (pool, readers):
                     executor.shutdown(wait=True, cancel_futures=True)
                 windows.reader.close()
 
+    @property
+    def remote(self) -> bool:
+        return any(is_remote(shard.url) for shard in self.index.shards)
+
+    @property
+    def readers(self) -> int:
+        """How many threads read."""
+        return _REMOTE_THREADS if self.remote else _IO_THREADS
+
+    @property
+    def reach(self) -> int:
+        """How many batches more than are being decoded are asked for, so that a network's delay is over when they are.
+
+        Half of a window in all, so that no stream holds more than the two windows that the bound on memory allows.
+        """
+        if not self.remote or not self.threads:
+            return 0
+        batch = self.numbers.batch * self.numbers.step
+        return max(0, self.order.held // (2 * batch) - self.ahead)
+
     def _submit(self, gs: range, windows: Windows, pool: Executor) -> Callable[[], Batch]:
         """Starts work on a batch; the result waits for it."""
-        for g in gs:
-            windows.ask(g)
         numbers = torch.tensor(gs)
         views = empty_views(self.specs, len(gs)) if self.ring is None else self.ring.views(len(gs))
         labels = torch.full((len(gs),), -1)

@@ -121,14 +121,14 @@ def from_sidecar(url: str, sidecar: Path) -> Shard | None:
     return Shard(url, header["count"], header["bytes"], header["sha256"], str(sidecar))
 
 
-def scan(url: str, sidecar: Path, prefix: str = "data.") -> Shard:
-    """Reads a shard once from end to end and writes its sidecar, atomically; `prefix` as for `source.expand`.
+def scan(url: str, sidecar: Path, prefix: str = "data.", access: source.Access | None = None) -> Shard:
+    """Reads a shard once from end to end and writes its sidecar, atomically; the rest as for `source.expand`.
 
     Raises:
         UserError: the shard is damaged or cannot be read.
     """
     try:
-        samples, header = source.retry(f"`{url}`", lambda: _scan(url))
+        samples, header = source.retry(f"`{url}`", lambda: _scan(url, access or source.PLAIN))
         _write(sidecar, samples, header)
         return Shard(url, len(samples), header["bytes"], header["sha256"], str(sidecar))
     except source.ReadError as failure:
@@ -144,10 +144,10 @@ def scan(url: str, sidecar: Path, prefix: str = "data.") -> Shard:
         ) from None
 
 
-def _scan(url: str) -> tuple[list[Sample], dict[str, Any]]:
+def _scan(url: str, access: source.Access) -> tuple[list[Sample], dict[str, Any]]:
     """(samples, header) of a shard's sidecar."""
     before = modified(url)
-    with source.stream(url) as read:
+    with source.stream(url, access) as read:
         digest, size = hashlib.sha256(), 0
 
         def hashed(count: int) -> bytes:

@@ -25,9 +25,9 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     original = sidecar._scan
 
-    def scan(url: str) -> Any:
+    def scan(url: str, *rest: Any) -> Any:
         seen.append(Path(url).name)
-        return original(url)
+        return original(url, *rest)
 
     monkeypatch.setattr(sidecar, "_scan", scan)
     return seen
