@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
@@ -30,7 +31,9 @@ from pretrain.data.source import Reader
 from pretrain.random import Purpose, words
 from pretrain.records import Batch, Replaced
 from pretrain.view import color, crop
-from pretrain.view.decode import DecodeError, Pixels, decode
+from pretrain.view.array import decode_array
+from pretrain.view.decode import decode
+from pretrain.view.pixels import DecodeError, Pixels
 from pretrain.view.spec import ViewSpec
 
 _IO_THREADS = 8
@@ -138,7 +141,7 @@ def _neighbours(samples: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[
 
 @dataclass
 class BatchStream(IterableDataset[Batch]):
-    """Batches of uint8 views in the order of g, without end unless `numbers.stop` is given.
+    """Batches of views in the order of g, without end unless `numbers.stop` is given.
 
     Args:
         index, order: of the shards.
@@ -210,9 +213,10 @@ class BatchStream(IterableDataset[Batch]):
         shard, member, parts = windows.take(g)
         for attempt in range(_REPLACEMENTS):
             try:
-                return _Sample(self.index.key(shard, member), _label(parts), _decode(parts))
+                return _Sample(self.index.key(shard, member), _label(parts), _decode(parts, self.specs[0]))
             except DecodeError as failure:
-                bad = Replaced(g, self.index.shards[shard].name, self.index.key(shard, member), str(failure))
+                name, key = self.index.shards[shard].name, self.index.key(shard, member)
+                bad = Replaced(g, name, key, str(failure), failure.kind)
             replaced.append(bad)
             draw = words(self.order.seed, Purpose.REPLACEMENT, torch.tensor([g]), attempt + 1)[0, attempt]
             shard, member = self._nth(int(draw) % self.order.num_samples)
@@ -247,11 +251,11 @@ def _empty_views(spec: ViewSpec, batch: int) -> Tensor:
 
     In a reader process it is shared memory from the start, which the trainer's process maps: nothing is copied.
     """
-    shape = (spec.count, batch, *spec.height_width, 3)
+    shape = (spec.count, batch, *spec.height_width, spec.channels)
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).permute(0, 1, 4, 2, 3)  # type: ignore[call-overload]
+        return torch.empty(shape, dtype=spec.dtype).permute(0, 1, 4, 2, 3)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * spec.dtype.itemsize)
+    return torch.empty(0, dtype=spec.dtype).set_(storage, 0, shape).permute(0, 1, 4, 2, 3)  # type: ignore[call-overload]
 
 
 @dataclass
@@ -261,8 +265,12 @@ class _Sample:
     pixels: Pixels
 
 
-def _decode(parts: dict[str, bytes]) -> Pixels:
-    return decode(next(parts[extension] for extension in IMAGES if extension in parts))
+def _decode(parts: dict[str, bytes], spec: ViewSpec) -> Pixels:
+    """A sample's image: of several the first of `IMAGES`, and where arrays are wanted the last."""
+    images = [parts[extension] for extension in IMAGES if extension in parts]
+    if spec.pixels == "rgb":
+        return decode(images[0])
+    return decode_array(images[-1], spec.channels, np.dtype(spec.pixels))
 
 
 def _label(parts: dict[str, bytes]) -> int:
