@@ -10,8 +10,7 @@ import atexit
 import logging
 import multiprocessing
 import multiprocessing.process
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,17 +21,16 @@ from pretrain.data import source
 from pretrain.data.index import Index, count_known, open_index
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
+from pretrain.data.report import BadSamples
 from pretrain.process import spawning
-from pretrain.records import Batch, Problem, Replaced, UserError
+from pretrain.records import Batch, Problem, UserError
 from pretrain.view.spec import ViewSpec
 
 log = logging.getLogger(__name__)
 
 Patterns = str | Sequence[str]
 
-_LEAST_TO_JUDGE = 1000  # samples before the share of bad ones means anything
 _SUBSET_WINDOW = 256  # samples of a random subset that are held compressed, and read in the order of the shards
-_NAMED = 10  # bad samples that the log names one by one
 _READERS: set[multiprocessing.process.BaseProcess] = set()
 
 
@@ -49,6 +47,9 @@ class ShardData:
         index_dir: where an index is built for shards that come without one; None is a cache folder.
         allow_pipe: whether `pipe:` commands, which run in a shell, are allowed.
         max_bad_fraction: share of samples that may fail to decode before the run stops.
+
+    Attributes:
+        bad, bad_in_evaluation: the record of samples that could not be decoded.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ShardData:
         self.prefetch = prefetch
         self.val_samples = val_samples
         self.max_bad_fraction = max_bad_fraction
+        self.bad, self.bad_in_evaluation = BadSamples(), BadSamples("evaluation goes on without it", once=True)
         self.train = open_shards(train, index_dir, allow_pipe)
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
         self.val = None if val is None else open_shards(val, index_dir, allow_pipe)
@@ -117,7 +119,7 @@ class ShardData:
         order = Order(self.train.counts, seed, self.shuffle)
         numbers = Numbers(start + rank, world, batch)
         stream = BatchStream(self.train, order, numbers, tuple(views), threads=self.num_workers)
-        return Loader(stream, self.prefetch, self.max_bad_fraction)
+        return Loader(stream, self.prefetch, self.max_bad_fraction, bad=self.bad)
 
     def val_batches(self, seed: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
         """The same batches of validation samples every time, with the crops of training."""
@@ -134,7 +136,7 @@ class ShardData:
         numbers = Numbers(0, 1, batch, min(count, self.val.num_samples))
         order = Order(self.val.counts, seed, whole)
         stream = BatchStream(self.val, order, numbers, tuple(views), random=False, threads=self.num_workers)
-        return Loader(stream, self.prefetch, 1.0, background=False)
+        return Loader(stream, self.prefetch, 1.0, background=False, bad=self.bad_in_evaluation)
 
     def examples(self, seed: int, count: int, views: Sequence[ViewSpec]) -> Loader:
         """One batch of so many samples, the same every time: of `val`, or else the first of training."""
@@ -142,7 +144,8 @@ class ShardData:
 
     def _fixed(self, index: Index, seed: int, stop: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
         order = Order(index.counts, seed, self.shuffle)
-        return Loader(BatchStream(index, order, Numbers(0, 1, batch, stop), tuple(views)), self.prefetch, 1.0)
+        stream = BatchStream(index, order, Numbers(0, 1, batch, stop), tuple(views))
+        return Loader(stream, self.prefetch, 1.0, bad=self.bad_in_evaluation)
 
 
 def fitted(shuffle: Shuffle, index: Index) -> Shuffle:
@@ -188,17 +191,23 @@ class Loader:
         prefetch: batches that wait, ready.
         max_bad_fraction: share of samples that may fail to decode.
         background: whether there is such a process, unless the stream has no threads either.
+        bad: the record that samples are counted in; a new one unless given.
 
     Raises, while iterating:
         UserError: data cannot be read, or too many samples cannot be decoded.
     """
 
     def __init__(
-        self, stream: BatchStream, prefetch: int = 2, max_bad_fraction: float = 0.01, background: bool = True
+        self,
+        stream: BatchStream,
+        prefetch: int = 2,
+        max_bad_fraction: float = 0.01,
+        background: bool = True,
+        bad: BadSamples | None = None,
     ) -> None:
         self.stream = stream
         self.max_bad_fraction = max_bad_fraction
-        self.bad: Counter[str] = Counter()  # by shard
+        self.bad = BadSamples() if bad is None else bad
         background = background and stream.threads > 0
         self._loader = DataLoader(
             _Guarded(stream),
@@ -210,7 +219,6 @@ class Loader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        seen = 0
         with spawning():
             batches = iter(self._loader)
         readers = getattr(batches, "_workers", [])
@@ -219,8 +227,9 @@ class Loader:
             for item in batches:
                 if isinstance(item, str):
                     raise UserError(item)
-                seen += len(item)
-                self._count(item.replaced, seen)
+                self.bad.add(len(item), item.replaced)
+                if self.bad.too_many(self.max_bad_fraction):
+                    raise UserError(f"{self.bad}: more than data.max_bad_fraction={self.max_bad_fraction} allows")
                 yield item
         finally:
             del batches  # ends the reader, or gives up after some seconds
@@ -228,20 +237,6 @@ class Loader:
                 if reader.is_alive():  # it hangs on a stalled disk or server
                     reader.kill()
                 _READERS.discard(reader)
-
-    def _count(self, replaced: Iterable[Replaced], seen: int) -> None:
-        for bad in replaced:
-            self.bad[bad.shard] += 1
-            if self.bad.total() <= _NAMED:
-                log.warning(
-                    "sample `%s` of `%s` cannot be decoded (%s): another one stands in", bad.key, bad.shard, bad.cause
-                )
-        if self.bad.total() > self.max_bad_fraction * max(seen, _LEAST_TO_JUDGE):
-            worst, count = self.bad.most_common(1)[0]
-            raise UserError(
-                f"{self.bad.total()} of {seen} samples cannot be decoded, more than data.max_bad_fraction="
-                f"{self.max_bad_fraction} allows; the worst shard is `{worst}` with {count}"
-            )
 
 
 class _Guarded(IterableDataset[Batch | str]):

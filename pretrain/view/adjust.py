@@ -1,9 +1,9 @@
 """Colour operations on batches of images, a parameter for each image: torchvision's definitions, batched.
 
-Images are float32 [N, 3, H, W] with values between 0 and 1; blur takes any channels and values. The operations of colour jitter, grayscale and solarize
-are those of torchvision's `transforms.v2.functional` on float tensors; blur is the Gaussian with its own σ for each
-image. Which images an operation is for is decided on the host (`jitter`'s `orders`, and who calls the others), so that
-nothing here waits for the device.
+Images are float32 [N, 3, H, W] with values between 0 and 1; blur takes any channels and values. The operations of
+colour jitter, grayscale and solarize are those of torchvision's `transforms.v2.functional` on float tensors; blur is
+the Gaussian with its own σ for each image. Which images an operation is for is decided on the host (`jitter`'s
+`orders`, and who calls the others), so that nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def _blur_matrix(sigma: Tensor, side: int, radius: int, channels: int) -> Tensor:
-    """[C·N, side, side], each image's once a channel; row i has the weights of a line's pixels in its blurred pixel i."""
+    """[N·C, side, side], an image's once a channel; row i has the weights of a line's pixels in its blurred pixel i."""
     radius = min(radius, side - 1)
     offsets = torch.arange(-radius, radius + 1, device=sigma.device)
     weights = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)

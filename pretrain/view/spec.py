@@ -10,7 +10,6 @@ import torch
 
 from pretrain.records import Problem, refuse
 
-
 Numbers = Literal["rgb", "uint8", "uint16", "int16", "float16", "float32"]
 RGB_SCALE = 255.0
 

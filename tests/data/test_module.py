@@ -62,13 +62,14 @@ def test_too_many_bad_samples_stop_the_run_and_name_the_worst_shard(tmp_path: Pa
     write_tar(tmp_path / "d" / "worst.tar", bad)
     shards = ShardData(str(tmp_path / "d"), num_workers=0, index_dir=str(tmp_path / "i"), max_bad_fraction=0.01)
     with pytest.raises(
-        UserError, match=r"11 of \d+ samples cannot be decoded.*max_bad_fraction=0.01.*`worst.tar` with 11"
+        UserError,
+        match=r"11 of \d+ samples cannot be decoded \(not_an_image 11\).*`worst.tar` with 11.*max_bad_fraction=0.01",
     ):
         list(itertools.islice(shards.batches(0, 0, 10, [VIEW]), 1000))
     tolerant = ShardData(str(tmp_path / "d"), num_workers=0, index_dir=str(tmp_path / "i"), max_bad_fraction=0.2)
     loader = tolerant.batches(0, 0, 10, [VIEW])
     list(itertools.islice(loader, 100))
-    assert loader.bad["worst.tar"] >= 80  # 4 in each of 20 epochs, and some stand-ins
+    assert loader.bad.shards["worst.tar"] >= 80  # 4 in each of 20 epochs, and some stand-ins
 
 
 def test_shards_without_images_are_refused(tmp_path: Path) -> None:
