@@ -27,6 +27,7 @@ class Replaced:
     shard: str
     key: str
     cause: str
+    kind: str = "damaged"  # of the cause, see `pretrain.view.pixels.Kind`
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class SourceShare:
 class Batch:
     """What the loader yields and what an objective is given.
 
-    `views` holds one tensor a view specification, [V, B, C, H, W]: uint8 colours as they leave the loader, float32
-    and normalised once they passed `pretrain.view.color.Prepare`. `g` [B] int64 and `seed` are the key of every random
-    decision about a sample, so that none depends on its neighbours in the batch. `labels` [B] int64 is −1 where a
-    sample has none. `keys` are the shards' own names for the samples, for people: they need not be unique.
+    `views` holds one tensor a view specification, [V, B, C, H, W]: as they leave the loader uint8 colours, or numbers
+    of the type that `ViewSpec.pixels` names; float32 and normalised once they passed `pretrain.view.color.Prepare`.
+    `g` [B] int64 and `seed` are the key of every random decision about a sample, so that none depends on its neighbours
+    in the batch. `labels` [B] int64 is −1 where a sample has none. `keys` are the shards' own names for the samples,
+    for people: they need not be unique.
 
     `draws` [B, views of a sample, numbers a view] are the random numbers of colour changes, a function of (seed, g).
     They stay on the host wherever the batch goes: which samples an operation is for is decided there, and to ask a

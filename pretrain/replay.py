@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pretrain.data.module import Loader, NamedPatterns, Patterns, open_training
+from pretrain.data.loader import Loader
+from pretrain.data.module import NamedPatterns, Patterns, open_training
 from pretrain.data.order import Shuffle
 from pretrain.data.reader import BatchStream, Numbers
 from pretrain.frozen import configured, default_device

@@ -40,7 +40,8 @@ from pretrain.data.source import Reader
 from pretrain.records import Batch, UserError
 from pretrain.view import color, crop, region
 from pretrain.view.color import Prepare
-from pretrain.view.decode import DecodeError, Pixels, decode
+from pretrain.view.decode import decode
+from pretrain.view.pixels import DecodeError, Pixels
 from pretrain.view.spec import Colors, ViewSpec
 
 MAE = (ViewSpec(224, scale=(0.2, 1.0)),)

@@ -6,27 +6,18 @@ shared memory. Where a run stands in its data is one number, the samples it has 
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import logging
-import multiprocessing
-import multiprocessing.process
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import torch
-from torch.utils.data import DataLoader, IterableDataset
 
 from pretrain.data import cache, mixture, source
 from pretrain.data.index import Index, count_known, open_index
+from pretrain.data.loader import Loader
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
-from pretrain.data.ring import Parcel, Ring
+from pretrain.data.reader import BatchStream, Numbers
+from pretrain.data.report import BadSamples
 from pretrain.data.training import TrainingShards, fitted, source_shares
-from pretrain.process import spawning
-from pretrain.records import Batch, Problem, Replaced, SourceShare, UserError
+from pretrain.records import Problem, SourceShare, UserError
 from pretrain.view import region
 from pretrain.view.spec import ViewSpec
 
@@ -35,11 +26,7 @@ log = logging.getLogger(__name__)
 Patterns = str | Sequence[str]
 NamedPatterns = dict[str, Patterns]  # of several data sets
 
-_LEAST_TO_JUDGE = 1000  # samples before the share of bad ones means anything
 _SUBSET_WINDOW = 256  # samples of a random subset that are held compressed, and read in the order of the shards
-_HELD = 3  # batches that the trainer holds: the last one, this one, and one that is being copied to pinned memory
-_NAMED = 10  # bad samples that the log names one by one
-_READERS: set[multiprocessing.process.BaseProcess] = set()
 
 
 class ShardData:
@@ -61,6 +48,9 @@ class ShardData:
         allow_pipe: whether `pipe:` commands, which run in a shell, are allowed.
         max_bad_fraction: share of samples that may fail to decode before the run stops.
         scaled_decode: whether JPEGs of a million pixels are decoded at 1/2, 1/4 or 1/8 where no view needs more.
+
+    Attributes:
+        bad, bad_in_evaluation: the record of samples that could not be decoded.
     """
 
     def __init__(
@@ -85,6 +75,7 @@ class ShardData:
         self.prefetch = prefetch
         self.val_samples = val_samples
         self.max_bad_fraction = max_bad_fraction
+        self.bad, self.bad_in_evaluation = BadSamples(), BadSamples("evaluation goes on without it", once=True)
         access = source.access_of(storage_options, cache_dir, cache_size)
         self.scaled_decode = scaled_decode
         self.training = open_training(train, sources, index_dir, allow_pipe, access=access)
@@ -148,7 +139,7 @@ class ShardData:
         )
         if region.extension is not None:
             log.info("JPEGs are decoded only where crops need them, by pretrain_region")
-        return Loader(stream, self.prefetch, self.max_bad_fraction)
+        return Loader(stream, self.prefetch, self.max_bad_fraction, bad=self.bad)
 
     def val_batches(self, seed: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
         """The same batches of validation samples every time, with the crops of training."""
@@ -165,7 +156,7 @@ class ShardData:
         numbers = Numbers(0, 1, batch, min(count, self.val.num_samples))
         order = Order(self.val.counts, seed, whole)
         stream = BatchStream(self.val, order, numbers, tuple(views), random=False, threads=self.num_workers)
-        return Loader(stream, self.prefetch, 1.0, background=False)
+        return Loader(stream, self.prefetch, 1.0, background=False, bad=self.bad_in_evaluation)
 
     def examples(self, seed: int, count: int, views: Sequence[ViewSpec]) -> Loader:
         """One batch of so many samples, the same every time: of `val`, or else the first of training."""
@@ -175,7 +166,7 @@ class ShardData:
         order = Order(index.counts, seed, self.shuffle)
         numbers = Numbers(0, 1, batch, stop)
         stream = BatchStream(index, order, numbers, tuple(views), scaled=self.scaled_decode)
-        return Loader(stream, self.prefetch, 1.0)
+        return Loader(stream, self.prefetch, 1.0, bad=self.bad_in_evaluation)
 
 
 def named(train: Patterns | NamedPatterns | None) -> NamedPatterns:
@@ -263,110 +254,3 @@ def known_shares(
 def _known_size(patterns: Patterns, index_dir: str | None) -> int | None:
     shards, mistakes = source.expand(patterns, allow_pipe=True)
     return None if mistakes or not shards else count_known(shards, index_dir)
-
-
-class Loader:
-    """An iterable over a stream of batches that a reader process prepares.
-
-    Args:
-        stream: of the batches.
-        prefetch: batches that wait, ready.
-        max_bad_fraction: share of samples that may fail to decode.
-        background: whether there is such a process, unless the stream has no threads either.
-
-    Raises, while iterating:
-        UserError: data cannot be read, or too many samples cannot be decoded.
-    """
-
-    def __init__(
-        self, stream: BatchStream, prefetch: int = 2, max_bad_fraction: float = 0.01, background: bool = True
-    ) -> None:
-        self.stream = stream
-        self.prefetch = prefetch
-        self.max_bad_fraction = max_bad_fraction
-        self.background = background and stream.threads > 0
-        self.bad: Counter[str] = Counter()  # by shard
-
-    def __iter__(self) -> Iterator[Batch]:
-        seen = 0
-        with spawning():
-            batches = iter(self._start())
-        readers = getattr(batches, "_workers", [])
-        _READERS.update(readers)
-        try:
-            for item in batches:
-                if isinstance(item, str):
-                    raise UserError(item)
-                batch = item.batch() if isinstance(item, Parcel) else item
-                del item
-                seen += len(batch)
-                self._count(batch.replaced, seen)
-                yield batch
-                del batch  # else its slot in the ring would stay taken until the next one is here
-        finally:
-            del batches  # ends the reader, or gives up after some seconds
-            for reader in readers:
-                if reader.is_alive():  # it hangs on a stalled disk or server
-                    reader.kill()
-                _READERS.discard(reader)
-
-    def _start(self) -> DataLoader[Any]:
-        """One reader process with slots for all batches that can be under way, or none."""
-        pin = torch.cuda.is_available()
-        if not self.background:
-            return DataLoader(_Guarded(self.stream), batch_size=None, pin_memory=pin)
-        under_way = self.stream.ahead + self.prefetch + _HELD
-        ring = Ring(under_way, self.stream.specs, self.stream.numbers.batch)
-        return DataLoader(
-            _Guarded(replace(self.stream, ring=ring)),
-            batch_size=None,
-            num_workers=1,
-            prefetch_factor=self.prefetch,
-            pin_memory=pin,
-            multiprocessing_context=multiprocessing.get_context("spawn"),
-        )
-
-    def _count(self, replaced: Iterable[Replaced], seen: int) -> None:
-        for bad in replaced:
-            self.bad[bad.shard] += 1
-            if self.bad.total() <= _NAMED:
-                log.warning(
-                    "sample `%s` of `%s` cannot be decoded (%s): another one stands in", bad.key, bad.shard, bad.cause
-                )
-        if self.bad.total() > self.max_bad_fraction * max(seen, _LEAST_TO_JUDGE):
-            worst, count = self.bad.most_common(1)[0]
-            raise UserError(
-                f"{self.bad.total()} of {seen} samples cannot be decoded, more than data.max_bad_fraction="
-                f"{self.max_bad_fraction} allows; the worst shard is `{worst}` with {count}"
-            )
-
-
-class _Guarded(IterableDataset[Batch | Parcel | str]):
-    """The stream, with its failures as sentences: an exception would reach the user as a worker's traceback."""
-
-    def __init__(self, stream: BatchStream) -> None:
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[Batch | Parcel | str]:
-        ring = self.stream.ring
-        if ring is not None:
-            _use_one_heap()
-        try:
-            for batch in self.stream:
-                yield batch if ring is None else ring.pack(batch)
-        except (source.ReadError, BrokenDataError) as failure:
-            yield str(failure)
-
-
-def _use_one_heap() -> None:
-    """glibc keeps a heap for every thread, and each would grow until it fits the largest images side by side."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-8, 1)  # M_ARENA_MAX
-
-
-@atexit.register
-def _kill_readers() -> None:
-    """Readers are deaf to SIGTERM, by which multiprocessing would end those that an exception has left behind."""
-    for reader in _READERS:
-        reader.kill()

@@ -30,7 +30,8 @@ from pretrain.data.sidecar import Part
 from pretrain.data.source import Reader, is_remote
 from pretrain.records import Batch, Replaced
 from pretrain.view import color, crop
-from pretrain.view.decode import DecodeError, Pixels
+from pretrain.view.array import decode_array
+from pretrain.view.pixels import DecodeError, Pixels
 from pretrain.view.region import decode_for
 from pretrain.view.spec import ViewSpec
 
@@ -151,7 +152,7 @@ def neighbours(samples: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[i
 
 @dataclass
 class BatchStream(IterableDataset[Batch]):
-    """Batches of uint8 views in the order of g, without end unless `numbers.stop` is given.
+    """Batches of views in the order of g, without end unless `numbers.stop` is given.
 
     Args:
         index, order: of the shards.
@@ -248,7 +249,8 @@ class BatchStream(IterableDataset[Batch]):
             try:
                 return _Sample(self.index.key(shard, member), _label(parts), *self._decode(parts, draws))
             except DecodeError as failure:
-                bad = Replaced(g, self.index.shards[shard].name, self.index.key(shard, member), str(failure))
+                name, key = self.index.shards[shard].name, self.index.key(shard, member)
+                bad = Replaced(g, name, key, str(failure), failure.kind)
             replaced.append(bad)
             shard, member = self.order.substitute(g, attempt)
             parts = windows.read(shard, member)
@@ -257,10 +259,16 @@ class BatchStream(IterableDataset[Batch]):
         )
 
     def _decode(self, parts: dict[str, bytes], draws: np.ndarray | None) -> tuple[Pixels, list[crop.Box]]:
-        """The pixels that the views of a sample need, and the box of each view in them."""
-        data = next(parts[extension] for extension in IMAGES if extension in parts)
-        views = [spec.height_width for spec in self.specs for _ in range(spec.count)] if self.scaled else None
-        return decode_for(data, lambda height, width: crop.boxes(draws, height, width, self.specs), views)
+        """The pixels that the views of a sample need, and the box of each view in them.
+
+        Of several images in a sample it is the first of `IMAGES`, and where arrays are wanted the last.
+        """
+        images = [parts[extension] for extension in IMAGES if extension in parts]
+        if self.specs[0].pixels == "rgb":
+            views = [spec.height_width for spec in self.specs for _ in range(spec.count)] if self.scaled else None
+            return decode_for(images[0], lambda height, width: crop.boxes(draws, height, width, self.specs), views)
+        pixels = decode_array(images[-1], self.specs[0].channels, np.dtype(self.specs[0].pixels))
+        return pixels, crop.boxes(draws, pixels.shape[0], pixels.shape[1], self.specs)
 
     def _cut(self, sample: _Sample, places: Sequence[Tensor]) -> None:
         """Writes all views of an image to their places, [V, C, h, w] a specification."""

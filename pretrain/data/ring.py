@@ -45,12 +45,12 @@ def empty_views(specs: Sequence[ViewSpec], count: int, memory: Any = None, offse
     """
     views = []
     for spec in specs:
-        shape = (spec.count, count, *spec.height_width, 3)
+        shape = (spec.count, count, *spec.height_width, spec.channels)
         if memory is None:
-            view = torch.empty(shape, dtype=torch.uint8)
+            view = torch.empty(shape, dtype=spec.dtype)
         else:
-            view = torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape), offset=offset).view(shape)
-            offset += _aligned(math.prod(shape))
+            view = torch.frombuffer(memory, dtype=spec.dtype, count=math.prod(shape), offset=offset).view(shape)
+            offset += _aligned(view.nbytes)
         views.append(view.permute(0, 1, 4, 2, 3))
     return tuple(views)
 
@@ -97,7 +97,8 @@ class Ring:
     def __init__(self, slots: int, specs: Sequence[ViewSpec], batch: int) -> None:
         self.name = next(_NAMES)
         self.slots, self.specs = slots, tuple(specs)
-        sizes = [spec.count * batch * 3 * math.prod(spec.height_width) for spec in specs]
+        values = [spec.count * batch * spec.channels * math.prod(spec.height_width) for spec in specs]
+        sizes = [number * spec.dtype.itemsize for number, spec in zip(values, specs, strict=True)]
         self.slot_size = sum(_aligned(size) for size in sizes)
         self._file = os.memfd_create("pretrain-batches") if hasattr(os, "memfd_create") else _unnamed_file()
         os.ftruncate(self._file, mmap.PAGESIZE + slots * self.slot_size)

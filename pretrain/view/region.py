@@ -15,7 +15,8 @@ import numpy as np
 import simplejpeg
 
 from pretrain.view.crop import Box
-from pretrain.view.decode import Pixels, decode, jpeg_size
+from pretrain.view.decode import decode, size_of_upright_jpeg
+from pretrain.view.pixels import Pixels
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def decode_for(
     Raises:
         DecodeError: truncated, damaged, too large, or no image at all.
     """
-    size = jpeg_size(data) if extension is not None or views is not None else None
+    size = size_of_upright_jpeg(data) if extension is not None or views is not None else None
     boxes = [] if size is None else boxes_of(*size)
     if size is not None:
         factor = 1 if views is None else scale_factor(size, boxes, views)
@@ -89,7 +90,7 @@ def _scaled(
     height, width = (-(-side // factor) for side in size)
     try:
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=height, min_width=width)
-    except ValueError:  # damaged: `decode` tells how badly
+    except (ValueError, KeyError):  # damaged: `decode` tells how badly
         return None
     assert pixels.shape == (height, width, 3)
     return pixels, [scaled_box(box, factor) for box in boxes]

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pretrain.data.module import _READERS, ShardData
+from pretrain.data.loader import READERS
+from pretrain.data.module import ShardData
 from pretrain.data.order import Shuffle
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import write_shards, write_tar
@@ -27,7 +28,7 @@ def resident(folder: Path, epochs: int, num_samples: int) -> list[float]:
     for _ in range(epochs):
         for _ in itertools.islice(batches, num_samples // BATCH):
             pass
-        (reader,) = _READERS
+        (reader,) = READERS
         status = Path(f"/proc/{reader.pid}/status").read_text()
         values.append(int(status.split("RssAnon:")[1].split()[0]) / 1024)
     batches.close()  # type: ignore[attr-defined]

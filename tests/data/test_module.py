@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.data.module import _READERS, ShardData, open_shards
+from pretrain.data.loader import READERS
+from pretrain.data.module import ShardData, open_shards
 from pretrain.data.order import Order, Shuffle
 from pretrain.records import UserError
 from pretrain.trainer.run_folder import differences
@@ -63,13 +64,14 @@ def test_too_many_bad_samples_stop_the_run_and_name_the_worst_shard(tmp_path: Pa
     write_tar(tmp_path / "d" / "worst.tar", bad)
     shards = ShardData(str(tmp_path / "d"), num_workers=0, index_dir=str(tmp_path / "i"), max_bad_fraction=0.01)
     with pytest.raises(
-        UserError, match=r"11 of \d+ samples cannot be decoded.*max_bad_fraction=0.01.*`worst.tar` with 11"
+        UserError,
+        match=r"11 of \d+ samples cannot be decoded \(not_an_image 11\).*`worst.tar` with 11.*max_bad_fraction=0.01",
     ):
         list(itertools.islice(shards.batches(0, 0, 10, [VIEW]), 1000))
     tolerant = ShardData(str(tmp_path / "d"), num_workers=0, index_dir=str(tmp_path / "i"), max_bad_fraction=0.2)
     loader = tolerant.batches(0, 0, 10, [VIEW])
     list(itertools.islice(loader, 100))
-    assert loader.bad["worst.tar"] >= 80  # 4 in each of 20 epochs, and some stand-ins
+    assert loader.bad.shards["worst.tar"] >= 80  # 4 in each of 20 epochs, and some stand-ins
 
 
 def test_shards_without_images_are_refused(tmp_path: Path) -> None:
@@ -117,8 +119,8 @@ SCRIPT = """
     batches = iter(loader)
     for _ in range(5):
         next(batches)
-    from pretrain.data.module import _READERS
-    print(next(iter(_READERS)).pid, flush=True)
+    from pretrain.data.loader import READERS
+    print(next(iter(READERS)).pid, flush=True)
     sys.stdin.readline()
     if sys.argv[3] == "raise":
         raise RuntimeError("a bug")
@@ -181,7 +183,7 @@ def test_a_reader_that_hangs_is_ended_all_the_same(tmp_path: Path) -> None:
     seed = next(seed for seed in range(99) if Order([12, 12], seed, piped.shuffle).locate(0)[0] == 0)
     batches = iter(piped.batches(seed, 0, 4, [VIEW]))
     next(batches)
-    (reader,) = _READERS
+    (reader,) = READERS
     time.sleep(1.0)
     start = time.monotonic()
     batches.close()  # type: ignore[attr-defined]

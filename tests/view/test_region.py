@@ -18,7 +18,8 @@ from PIL import Image
 
 from pretrain.view import region
 from pretrain.view.crop import Box, crop
-from pretrain.view.decode import DecodeError, decode
+from pretrain.view.decode import decode
+from pretrain.view.pixels import DecodeError
 from pretrain.view.region import decode_for, scale_factor, scaled_box
 from pretrain.view.spec import ViewSpec
 
