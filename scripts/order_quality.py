@@ -198,7 +198,7 @@ def draw_picture(result: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xlabel("classes in a batch / those in a batch of a true shuffle")
-    axes.legend(loc="lower left", fontsize=8)
+    figure.legend(loc="outside upper right", ncols=len(sizes), fontsize=8)
     figure.savefig(path, dpi=90)
 
 
@@ -208,10 +208,12 @@ def main(a: Arguments) -> None:
         for name in ("samples", "classes", "shard", "bytes")
         if (value := getattr(a, name)) < 1
     ]
+    lists = ("batch", "streams", "run_length", "run_window", "window")
+    lines += [f"{name}=[]: must hold at least one value" for name in lists if not getattr(a, name)]
     lines += [
         f"batch={size}: must be between 2 and samples (={a.samples})" for size in a.batch if not 2 <= size <= a.samples
     ]
-    for one in a.settings:
+    for one in [] if lines else a.settings:
         lines += [f"{name}={one[name]}: {reason}" for name, reason in Shuffle.problems(**one)]
     if lines:
         raise UserError("\n".join(dict.fromkeys(lines)))

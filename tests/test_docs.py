@@ -153,6 +153,9 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             result = run_script("bench_data", *few, "rounds=1", "batches=1", "batch=4", "workers=1", "images=8")
             assert result.returncode == 0, result.stderr
             assert json.loads(Path("data.json").read_text()).keys() == {"mae", "dino", "loader", "run"}
+        elif words[:2] == ["python", "scripts/order_quality.py"]:
+            few = ["samples=4000", "classes=40", "shard=100", "batch=[64]", "streams=[8,2]", "window=[16]"]
+            assert run_script("order_quality", *words[2:], *few).returncode == 0
         elif words[:2] == ["python", "scripts/make_digits.py"]:  # as many shards, of less
             few = [word for word in words[2:] if not word.startswith("repeats=")] + ["side=16", "samples_per_shard=100"]
             assert run_script("make_digits", *few, "repeats=1").returncode == 0
