@@ -1,4 +1,4 @@
-"""Times decoding large JPEGs at a smaller scale (`data.scaled_decode`) against full size, and how alike their views are.
+"""Times decoding large JPEGs at a smaller scale (`data.scaled_decode`) against full size, and how alike views are.
 
     python scripts/bench_scaled.py data=SHARDS out=scaled.json
 
@@ -68,7 +68,7 @@ def photographs(data: str) -> Iterator[Pixels]:
 
 def enlarged(data: str, count: int) -> list[bytes]:
     """JPEGs of single photographs, resized."""
-    made = []
+    made: list[bytes] = []
     for pixels in photographs(data):
         height, width = (_TIMES * side for side in pixels.shape[:2])
         if height * width >= LEAST_TO_SCALE and len(made) < count:
