@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import resource
+import sys
 import tarfile
 import warnings
 from collections.abc import Iterator
@@ -205,6 +206,7 @@ def test_it_is_used_where_it_saves_something(monkeypatch: pytest.MonkeyPatch, ex
 
 def test_it_lets_its_memory_go(extension: Any) -> None:
     data = encoded("420", 128, 65)
+    held = sys.getrefcount(data)
     cases = [(data, 0), (data, 60), (data[:-300], 0), (data[:400], 0), (b"", 0)]
     used = []
     for _ in range(2):
@@ -213,6 +215,8 @@ def test_it_lets_its_memory_go(extension: Any) -> None:
                 extension.decode(case, top, 0, 60, 60)
         used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # kB
     assert used[1] - used[0] < 8_000  # 1500 times any one of its buffers is more
+    del cases, case
+    assert sys.getrefcount(data) == held
 
 
 def test_without_it_images_are_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
