@@ -7,7 +7,7 @@ K tokens · g the number of a sample in the run (samples drawn before it).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pretrain.data import source
 from pretrain.data.index import Index, count_known, open_index
+from pretrain.data.label import Labels, UnknownClassError, mistake
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
 from pretrain.process import spawning
@@ -49,6 +50,7 @@ class ShardData:
         index_dir: where an index is built for shards that come without one; None is a cache folder.
         allow_pipe: whether `pipe:` commands, which run in a shell, are allowed.
         max_bad_fraction: share of samples that may fail to decode before the run stops.
+        labels: where labels are, which probes alone look at: `cls`, `json:KEY` or `none` (see `label.py`).
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ShardData:
         index_dir: str | None = None,
         allow_pipe: bool = False,
         max_bad_fraction: float = 0.01,
+        labels: str | None = "cls",
     ) -> None:
         self.num_workers = num_workers
         self.prefetch = prefetch
@@ -71,6 +74,7 @@ class ShardData:
         self.train = open_shards(train, index_dir, allow_pipe)
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
         self.val = None if val is None else open_shards(val, index_dir, allow_pipe)
+        self.labels = Labels.of(labels, [*self.train.shards, *(self.val.shards if self.val else ())])
 
     @staticmethod
     def problems(
@@ -81,6 +85,7 @@ class ShardData:
         val_samples: int,
         allow_pipe: bool,
         max_bad_fraction: float,
+        labels: str | None,
         **_: object,
     ) -> Iterator[Problem]:
         if train is None:
@@ -100,6 +105,8 @@ class ShardData:
                 yield name, f"must be at least {least}"
         if not 0 <= max_bad_fraction <= 1:
             yield "max_bad_fraction", "must be a share between 0 and 1"
+        if wrong := mistake(labels):
+            yield "labels", wrong
 
     @property
     def num_samples(self) -> int:
@@ -116,7 +123,7 @@ class ShardData:
         """Batches of training samples for one rank, without end, from sample number `start` on."""
         order = Order(self.train.counts, seed, self.shuffle)
         numbers = Numbers(start + rank, world, batch)
-        stream = BatchStream(self.train, order, numbers, tuple(views), threads=self.num_workers)
+        stream = BatchStream(self.train, order, numbers, tuple(views), threads=self.num_workers, labels=self.labels)
         return Loader(stream, self.prefetch, self.max_bad_fraction)
 
     def val_batches(self, seed: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
@@ -133,7 +140,9 @@ class ShardData:
         whole = Shuffle(streams=1, run_length=1, run_window=self.val.num_samples, window=_SUBSET_WINDOW)
         numbers = Numbers(0, 1, batch, min(count, self.val.num_samples))
         order = Order(self.val.counts, seed, whole)
-        stream = BatchStream(self.val, order, numbers, tuple(views), random=False, threads=self.num_workers)
+        stream = BatchStream(
+            self.val, order, numbers, tuple(views), random=False, threads=self.num_workers, labels=self.labels
+        )
         return Loader(stream, self.prefetch, 1.0, background=False)
 
     def examples(self, seed: int, count: int, views: Sequence[ViewSpec]) -> Loader:
@@ -142,7 +151,8 @@ class ShardData:
 
     def _fixed(self, index: Index, seed: int, stop: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
         order = Order(index.counts, seed, self.shuffle)
-        return Loader(BatchStream(index, order, Numbers(0, 1, batch, stop), tuple(views)), self.prefetch, 1.0)
+        stream = BatchStream(index, order, Numbers(0, 1, batch, stop), tuple(views), labels=self.labels)
+        return Loader(stream, self.prefetch, 1.0)
 
 
 def fitted(shuffle: Shuffle, index: Index) -> Shuffle:
@@ -253,7 +263,7 @@ class _Guarded(IterableDataset[Batch | str]):
     def __iter__(self) -> Iterator[Batch | str]:
         try:
             yield from self.stream
-        except (source.ReadError, BrokenDataError) as failure:
+        except (source.ReadError, BrokenDataError, UnknownClassError) as failure:
             yield str(failure)
 
 

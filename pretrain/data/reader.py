@@ -9,12 +9,11 @@ of a sample (twice that while windows overlap), and `ahead` batches of pixels.
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pretrain.data.index import Index
+from pretrain.data.label import Labels
 from pretrain.data.order import Order
 from pretrain.data.sample import IMAGES
 from pretrain.data.sidecar import Part
@@ -66,8 +66,11 @@ class Numbers:
 class Windows:
     """The compressed bytes of samples, fetched a window at a time and let go one by one."""
 
-    def __init__(self, index: Index, order: Order, numbers: Numbers, executor: Executor) -> None:
+    def __init__(
+        self, index: Index, order: Order, numbers: Numbers, executor: Executor, labels: Labels | None = None
+    ) -> None:
         self.index, self.order, self.numbers = index, order, numbers
+        self._labels = labels or Labels()
         self.reader = Reader()
         self._executor = executor
         self._lock = threading.Lock()
@@ -90,14 +93,18 @@ class Windows:
         with self._lock:
             shard, member, run = self._samples.pop(g)
         data = run.result()
-        parts = self.index.parts(shard, member)
+        parts = self._parts(shard, member)
         return shard, member, {part.extension: data.pop(part.start) for part in parts}
 
     def read(self, shard: int, member: int) -> dict[str, bytes]:
         """The bytes of any one sample, read now."""
-        parts = self.index.parts(shard, member)
+        parts = self._parts(shard, member)
         data = self._read_run(shard, parts)
         return {part.extension: data[part.start] for part in parts}
+
+    def _parts(self, shard: int, member: int) -> list[Part]:
+        """The members of a sample that anybody looks at; no others are held."""
+        return self._labels.needed(self.index.parts(shard, member))
 
     def _fetch(self, epoch: int, stream: int, window: int, inside: int, g: int) -> int:
         """Starts reading what this reader needs of a window from place `inside`, g's, on; returns how many samples."""
@@ -110,7 +117,7 @@ class Windows:
                 wanted.append((int(samples.shards[place]), int(samples.members[place]), number))
         for run in _neighbours(sorted(wanted)):
             shard = run[0][0]
-            parts = [part for _, member, _ in run for part in self.index.parts(shard, member)]
+            parts = [part for _, member, _ in run for part in self._parts(shard, member)]
             future = self._executor.submit(self._read_run, shard, parts)
             with self._lock:
                 self._samples.update({number: (shard, member, future) for _, member, number in run})
@@ -147,6 +154,7 @@ class BatchStream(IterableDataset[Batch]):
         random: whether crops are random; if not, there is one central crop a view.
         threads: that decode; 0 means none: everything happens when a batch is asked for.
         ahead: batches that are being decoded at once.
+        labels: where labels are.
     """
 
     index: Index
@@ -156,10 +164,12 @@ class BatchStream(IterableDataset[Batch]):
     random: bool = True
     threads: int = 0
     ahead: int = 2
+    labels: Labels = field(default_factory=Labels)
 
     def __iter__(self) -> Iterator[Batch]:
         with ThreadPoolExecutor(_IO_THREADS) as readers, _pool(self.threads) as pool:
-            windows = Windows(self.index, self.order, self.numbers, readers if self.threads else Inline())
+            executor: Executor = readers if self.threads else Inline()
+            windows = Windows(self.index, self.order, self.numbers, executor, self.labels)
             pending: deque[Callable[[], Batch]] = deque()
             batches = self.numbers.batches()
             for gs in islice(batches, self.ahead - 1 if self.threads else 0):
@@ -210,7 +220,7 @@ class BatchStream(IterableDataset[Batch]):
         shard, member, parts = windows.take(g)
         for attempt in range(_REPLACEMENTS):
             try:
-                return _Sample(self.index.key(shard, member), _label(parts), _decode(parts))
+                return _Sample(self.index.key(shard, member), self.labels.read(parts), _decode(parts))
             except DecodeError as failure:
                 bad = Replaced(g, self.index.shards[shard].name, self.index.key(shard, member), str(failure))
             replaced.append(bad)
@@ -263,12 +273,6 @@ class _Sample:
 
 def _decode(parts: dict[str, bytes]) -> Pixels:
     return decode(next(parts[extension] for extension in IMAGES if extension in parts))
-
-
-def _label(parts: dict[str, bytes]) -> int:
-    """The class number, −1 where there is none that is a number."""
-    text = parts.get("cls", b"").strip()
-    return int(text) if re.fullmatch(rb"\d{1,9}", text) else -1
 
 
 class Inline(Executor):
