@@ -73,7 +73,7 @@ def _mistakes(words: list[str]) -> list[str]:
     from omegaconf import OmegaConf
 
     from pretrain.config import judged
-    from pretrain.data.module import known_size
+    from pretrain.data.opening import known_size
     from pretrain.plan import too_few
 
     cfg, lines = judged(words)

@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from pretrain import config
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
+from pretrain.data import label
 from pretrain.data.index import Index
+from pretrain.data.label import Labels
 from pretrain.data.loader import Loader
-from pretrain.data.module import Patterns, open_shards
+from pretrain.data.opening import Patterns, open_shards
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, Numbers
 from pretrain.data.report import BadSamples
@@ -69,7 +71,12 @@ class Frozen:
         return features
 
     def features(
-        self, index: Index, weights: Weights = "trained", pool: Pool | None = None, num_workers: int = 4
+        self,
+        index: Index,
+        weights: Weights = "trained",
+        pool: Pool | None = None,
+        num_workers: int = 4,
+        labels: str | None = "cls",
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features [N, D] and labels [N] of all samples of shards, each once, cut centrally.
 
@@ -78,25 +85,32 @@ class Frozen:
         Raises:
             UserError: the shards cannot be read, or a sample has no label.
         """
-        numbers = Numbers(0, 1, _BATCH, index.num_samples)
-        stream = BatchStream(
-            index, Order(index.counts, 0, None), numbers, (self.view,), random=False, threads=num_workers
-        )
+        numbers, where = Numbers(0, 1, _BATCH, index.num_samples), Labels.of(labels, index.shards, prefix="")
+        order = Order(index.counts, 0, None)
+        stream = BatchStream(index, order, numbers, (self.view,), random=False, threads=num_workers, labels=where)
         loader = Loader(stream, max_bad_fraction=1.0, bad=BadSamples("it is left out"))
         batches = tqdm(loader, total=-(-index.num_samples // _BATCH), desc="features", delay=2)
-        features, labels = extract(batches, self.featurize(weights, pool, default_device()))
+        result = extract(batches, self.featurize(weights, pool, default_device()), sought=str(where))
         if loader.bad:
             log.warning("%s: they are left out", loader.bad)
-        return features, labels
+        return result
 
     def augmented(
-        self, index: Index, batch: int, seed: int, pool: Pool | None = None, num_workers: int = 4
+        self,
+        index: Index,
+        batch: int,
+        seed: int,
+        pool: Pool | None = None,
+        num_workers: int = 4,
+        labels: str | None = "cls",
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Features [batch, D] and labels [batch] of random crops (8 to 100 % of the area) and flips, without end."""
         view, device = replace(self.view, scale=(0.08, 1.0), flip=0.5), default_device()
         prepare, encoder = Prepare([view]).to(device), self.encoder.to(device)
         order = Order(index.counts, seed, Shuffle())
-        for samples in Loader(BatchStream(index, order, Numbers(0, 1, batch), (view,), threads=num_workers)):
+        where = Labels.of(labels, index.shards, prefix="")
+        stream = BatchStream(index, order, Numbers(0, 1, batch), (view,), threads=num_workers, labels=where)
+        for samples in Loader(stream):
             moved = prepare(samples.to(device))
             with torch.no_grad():
                 features = pooled(encoder, moved.views[0][0], pool or self.pool)
@@ -138,6 +152,7 @@ class ProbeArguments:
     num_workers: int = 4
     index_dir: str | None = None
     allow_pipe: bool = False
+    labels: str = "cls"  # or json:KEY, json:a.b for a value further inside
 
 
 def open_probe_data(a: ProbeArguments) -> tuple[Index, Index]:
@@ -146,6 +161,10 @@ def open_probe_data(a: ProbeArguments) -> tuple[Index, Index]:
     Raises:
         UserError: the shards cannot be read, or `out` cannot be written.
     """
+    if wrong := label.mistake(a.labels):
+        raise UserError(f"labels={a.labels}: {wrong}")
+    if a.labels == "none":
+        raise UserError("labels=none: a probe needs labels; give labels=cls or labels=json:KEY")
     if a.num_workers < 0:
         raise UserError(f"num_workers={a.num_workers}: must be at least 0")
     if a.out is not None:

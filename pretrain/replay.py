@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pretrain.data.loader import Loader
-from pretrain.data.module import NamedPatterns, Patterns, open_training
+from pretrain.data.opening import NamedPatterns, Patterns, open_training
 from pretrain.data.order import Shuffle
 from pretrain.data.reader import BatchStream, Numbers
 from pretrain.frozen import configured, default_device

@@ -34,7 +34,8 @@ from tqdm import tqdm
 
 from pretrain.arguments import script
 from pretrain.data.index import Index
-from pretrain.data.module import ShardData, open_shards
+from pretrain.data.module import ShardData
+from pretrain.data.opening import open_shards
 from pretrain.data.sample import IMAGES
 from pretrain.data.source import Reader
 from pretrain.records import Batch, UserError

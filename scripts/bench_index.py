@@ -3,10 +3,11 @@
     python scripts/bench_index.py shards=10000 processes=[0,4] out=index.json
 
 Writes small shards of noise to a temporary folder and builds their index there, once for each entry of `processes`
-(0: threads of one process). `scanned` are shards/s and the processor time of it all; `memory` is in MB: by how much the
-largest resident set of this process grew, and that of the largest of its helpers (Linux). `opened` are milliseconds, best and median of `rounds`:
-the first time, by the sidecars' headers, then by the list's table, by the index beside shards, and what it takes to send
-an index to another process. `processor` beside them is the processor time alone, for machines that others use too.
+(0: threads of one process). `scanned` are shards/s and the processor time of it all; `memory` is in MB: by how much
+the largest resident set of this process grew, and that of the largest of its helpers (Linux). `opened` are
+milliseconds, best and median of `rounds`: the first time, by the sidecars' headers, then by the list's table, by the
+index beside shards, and what it takes to send an index to another process. `processor` beside them is the least
+processor time, for machines that others use too.
 """
 
 from __future__ import annotations

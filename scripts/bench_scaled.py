@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.arguments import script
-from pretrain.data.module import open_shards
+from pretrain.data.opening import open_shards
 from pretrain.data.sample import IMAGES
 from pretrain.data.source import Reader
 from pretrain.records import UserError

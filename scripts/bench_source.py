@@ -34,7 +34,7 @@ from tqdm import tqdm
 from pretrain.arguments import script
 from pretrain.data import source
 from pretrain.data.index import Index
-from pretrain.data.module import open_shards
+from pretrain.data.opening import open_shards
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, Numbers, Windows
 from pretrain.records import UserError

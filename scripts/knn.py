@@ -25,7 +25,9 @@ def main(a: Arguments) -> None:
         raise UserError(f"k={a.k} must be at least 1, and temperature={a.temperature} positive")
     indexes = open_probe_data(a)
     frozen = load(Path(a.checkpoint), a.weights)
-    (train, labels), (val, val_labels) = (frozen.features(one, a.weights, a.pool, a.num_workers) for one in indexes)
+    (train, labels), (val, val_labels) = (
+        frozen.features(one, a.weights, a.pool, a.num_workers, a.labels) for one in indexes
+    )
     predictions = knn.predict(train, labels, val, a.k, a.temperature)
     protocol = asdict(a) | {"protocol": "knn", "similarity": "cosine", "pool": a.pool or frozen.pool}
     samples = {"train": len(train), "val": len(val)}

@@ -41,12 +41,12 @@ def main(a: Arguments) -> None:
     micro = micro_batch(a, indexes[0].num_samples) if a.protocol == "paper" else 0
     frozen = load(Path(a.checkpoint), a.weights)
     protocol = asdict(a) | {"pool": a.pool or frozen.pool}
-    val, val_labels = frozen.features(indexes[1], a.weights, a.pool, a.num_workers)
+    val, val_labels = frozen.features(indexes[1], a.weights, a.pool, a.num_workers, a.labels)
     if a.protocol == "paper":
         result = by_the_paper(a, frozen, indexes[0], micro, val, val_labels)
         frozen.write(a.out, result, {"train": indexes[0].num_samples, "val": len(val)}, protocol)
         return
-    train, labels = frozen.features(indexes[0], a.weights, a.pool, a.num_workers)
+    train, labels = frozen.features(indexes[0], a.weights, a.pool, a.num_workers, a.labels)
     by_strength = linear.fit(train, labels, val, val_labels)
     best = max(by_strength, key=lambda strength: by_strength[strength])
     samples = {"train": len(train), "val": len(val)}
@@ -77,7 +77,7 @@ def micro_batch(a: Arguments, num_samples: int) -> int:
 def by_the_paper(a: Arguments, frozen: Frozen, index: Index, micro: int, val: Tensor, val_labels: Tensor) -> float:
     classes = a.classes or 1 + int(val_labels.max())
     head = paper.Head(val.shape[1], classes, a.seed).to(default_device())
-    batches = labelled(frozen.augmented(index, micro, a.seed, a.pool, a.num_workers), classes)
+    batches = labelled(frozen.augmented(index, micro, a.seed, a.pool, a.num_workers, a.labels), classes)
     steps = index.num_samples // a.batch_size
     losses = paper.fit(head, batches, a.batch_size, steps, a.epochs, a.warmup_epochs, a.base_lr)
     for loss in (bar := tqdm(losses, total=steps * a.epochs, desc="linear probe")):
@@ -93,7 +93,7 @@ def labelled(batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Iterator
     """
     for features, labels in batches:
         if (labels < 0).any():
-            raise UserError("a training sample has no label (a `.cls` member with a class number): a probe needs them")
+            raise UserError("a training sample has no label: a probe needs them; labels=… says where they are")
         if (labels >= classes).any():
             raise UserError(
                 f"a training sample has label {int(labels.max())}, but val ends at {classes - 1}: give classes=…"

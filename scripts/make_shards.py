@@ -23,7 +23,8 @@ from pathlib import Path
 from pretrain.arguments import script
 from pretrain.data import imagenet
 from pretrain.data.gather import Gathered, Picture, gather
-from pretrain.data.write import CLASSES, read_classes, write_sets
+from pretrain.data.label import CLASSES, read_classes
+from pretrain.data.write import write_sets
 from pretrain.records import UserError
 
 
@@ -49,8 +50,8 @@ def main(a: Arguments) -> None:
     classes = (read_classes(out) or found) if found else []
     if unknown := sorted(set(found) - set(classes)):
         raise UserError(
-            f"images={a.images}: {out / CLASSES} does not know the classes {', '.join(unknown[:5])}; write the set with "
-            "all classes first, or choose another folder"
+            f"images={a.images}: {out / CLASSES} does not know the classes {', '.join(unknown[:5])}; write the set "
+            "with all classes first, or choose another folder"
         )
     numbers = {name: str(number).encode() for number, name in enumerate(classes)}
 
@@ -60,7 +61,9 @@ def main(a: Arguments) -> None:
 
     keys = {name: keyed(one.pictures, a.seed) for name, one in sets.items()}
     shards = write_sets(out, keys, load, a.samples_per_shard, classes)
-    images, others = (sum(sizes) for sizes in zip(*((len(one.pictures), one.others) for one in sets.values()), strict=True))
+    images, others = (
+        sum(sizes) for sizes in zip(*((len(one.pictures), one.others) for one in sets.values()), strict=True)
+    )
     skipped = f"; {others} files that are no images were left out" if others else ""
     print(f"{images} images of {len(found) or 'no'} classes in {len(shards)} shards{skipped}")
 
@@ -71,13 +74,14 @@ def gathered(a: Arguments) -> dict[str, Gathered]:
     Raises:
         UserError: what is asked for is not there, or which classes it is of cannot be told.
     """
-    if (a.images is None) == (a.imagenet is None):
-        raise UserError("images=… is missing: give it, or imagenet=…, and not both")
-    if a.imagenet is not None:
-        images, val, labels = imagenet.find(Path(a.imagenet))
-        val = Path(a.val) if a.val else val
+    val, labels = Path(a.val) if a.val else None, None
+    if a.images is not None and a.imagenet is None:
+        images = Path(a.images)
+    elif a.imagenet is not None and a.images is None:
+        images, there, labels = imagenet.find(Path(a.imagenet))
+        val = val or there
     else:
-        images, val, labels = Path(a.images or ""), Path(a.val) if a.val else None, None
+        raise UserError("images=… is missing: give it, or imagenet=…, and not both")
     if a.val_labels is not None:
         labels = Path(a.val_labels)
         if val is None:
@@ -97,7 +101,9 @@ def gathered(a: Arguments) -> dict[str, Gathered]:
     if classes and pictures[0].label is None:
         raise UserError(f"val={val}: which classes its images are of cannot be told: give val_labels=…")
     if strangers := sorted({picture.label for picture in pictures if picture.label is not None} - set(classes)):
-        raise UserError(f"val={val}: {', '.join(strangers[:5])} are classes without a training image; give val_labels=…")
+        raise UserError(
+            f"val={val}: {', '.join(strangers[:5])} are classes without a training image; give val_labels=…"
+        )
     return sets | {"val": Gathered(pictures, others)}
 
 

@@ -35,7 +35,8 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the placeholders of the documents stand for: shards in SHARDS and MORE, files in IMAGES, a run in RUN."""
+    """What the placeholders of the documents stand for: shards in SHARDS and MORE, files in IMAGES, the same as
+    ImageNet in IMAGENET, a run in RUN."""
     write_shards(tmp_path / "all", [10, 7, 1, 23])
     (tmp_path / "SHARDS").mkdir()
     for number, path in enumerate(sorted((tmp_path / "all").iterdir())):
@@ -46,6 +47,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / "IMAGES" / f"class{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+        for name in ("train", "val"):
+            same = tmp_path / "IMAGENET" / name / f"n0000000{number % 2}" / f"{number}.JPEG"
+            same.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, same)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     train(["+experiment=mae_digits", "data.train=SHARDS/train-*.tar", "output_dir=RUN"])
@@ -170,6 +175,9 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             assert run_script("order_quality", *words[2:], *few).returncode == 0
         elif words[:2] == ["python", "scripts/bench_scaled.py"]:
             measure_scales(words[2:])
+        elif words[:2] == ["python", "scripts/bench_index.py"]:
+            result = run_script("bench_index", "shards=3", "samples=2", "processes=[0]", "rounds=1", words[-1])
+            assert result.returncode == 0, result.stderr
         elif words[:2] == ["python", "scripts/make_digits.py"]:  # as many shards, of less
             few = [word for word in words[2:] if not word.startswith("repeats=")] + ["side=16", "samples_per_shard=100"]
             assert run_script("make_digits", *few, "repeats=1").returncode == 0

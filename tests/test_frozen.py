@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.data.module import open_shards
+from pretrain.data.opening import open_shards
 from pretrain.frozen import load
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_tar

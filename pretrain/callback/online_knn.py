@@ -72,10 +72,11 @@ class OnlineKNN(StepCallback):
         with state.set_aside():
             features, labels = extract(self._batches(), self.context.features, labelled_only=True)
             if len(labels.unique()) < 2:
+                where = self.context.config["data"].get("labels") or "none"
                 self._turn_off(
                     f"all {len(labels)} samples of data.val with a label are of one class"
                     if len(labels)
-                    else "data.val has no labels (`.cls` members with a class number), or no image that can be decoded"
+                    else f"data.val has no labels (data.labels={where}), or no image that can be decoded"
                 )
                 return
             predictions = knn.leave_one_out(features, labels, self.k, self.temperature)

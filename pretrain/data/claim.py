@@ -3,7 +3,7 @@
 It points nowhere: its target names the process, so that it comes into being with it. Whoever makes it does the work,
 keeps touching it meanwhile, and takes it away. A claim whose process has died, or that nobody has touched for a minute,
 is void. Two processes that find the same claim void at the same moment may both do the work, and so may all where links
-cannot be made: what they do must bear that, as writing a file by renaming it does. No lock of the file system is needed,
+cannot be made: what they do must bear that, as writing a file by renaming it does. It takes no lock of the file system,
 which network file systems often lack, nor clocks that agree.
 """
 

@@ -131,7 +131,7 @@ def _processes(count: int, prefix: str, access: Access) -> Iterator[Attempt]:
             result: Shard | str | None = connection.recv()
         except (EOFError, OSError):
             raise UserError(
-                "a process that scanned shards was killed, perhaps for want of memory; start again: it goes on from here"
+                "a process that scanned shards was killed, perhaps for want of memory; start again, and it goes on"
             ) from None
         finally:
             idle.put(connection)

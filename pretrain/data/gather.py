@@ -136,7 +136,11 @@ def _pictures(archive: _Archive, found: Sequence[Member]) -> Gathered:
     """Images among members. Where the archive is of no class, the folder that a member lies in is its class."""
     pictures = [
         Picture(
-            archive.path, archive.start + member.offset, member.size, _base(member.name), archive.label or _parent(member)
+            archive.path,
+            archive.start + member.offset,
+            member.size,
+            _base(member.name),
+            archive.label or _parent(member),
         )
         for member in found
         if _extension(member.name) in IMAGES and not _base(member.name).startswith(".")
@@ -148,7 +152,9 @@ def _members(archive: _Archive) -> list[Member]:
     """What lies where in a tar, counted from its start."""
     with open(archive.path, "rb", buffering=0) as file:
         if os.pread(file.fileno(), 2, archive.start) == b"\x1f\x8b":
-            raise UserError(f"`{archive.path}` is compressed, so nothing can be found in it: unpack it with gunzip first")
+            raise UserError(
+                f"`{archive.path}` is compressed, so nothing can be found in it: unpack it with gunzip first"
+            )
         try:
             return list(members(*_window(file.fileno(), archive.start, archive.start + archive.size)))
         except DamagedTarError as damage:

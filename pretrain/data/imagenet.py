@@ -86,7 +86,7 @@ def _read(pictures: Sequence[Picture], labels: Path, classes: Sequence[str]) -> 
 
             def inside(name: str) -> bytes | None:
                 file = tar.extractfile(places[name]) if name in places else None
-                return file and file.read()
+                return None if file is None else file.read()
 
             return _by_ids(pictures, labels, inside)
     text = labels.read_bytes().decode("utf-8-sig")
@@ -127,7 +127,9 @@ def _numbered(labels: Path, rows: Sequence[Sequence[str]], classes: Sequence[str
     """Lines `FILE CLASS`, a class being a synset or its number among all, from 0."""
     stems = [re.sub(r"\.[^./]*$", "", name.rpartition("/")[2]) for name, _ in rows]
     if all(value == str(number) for number, (_, value) in enumerate(rows, 1)):
-        raise UserError(f"val_labels={labels}: it numbers the images and says nothing of classes (LOC_val_solution.csv)")
+        raise UserError(
+            f"val_labels={labels}: it numbers the images and says nothing of classes (LOC_val_solution.csv)"
+        )
     values = [value for _, value in rows]
     if all(value.isdecimal() for value in values):
         if (most := max(map(int, values))) >= len(classes):

@@ -114,7 +114,7 @@ def cached(urls: Sequence[str], folder: Path) -> tuple[dict[str, Shard], bool]:
     columns = _read_table(folder, urls)
     known = {}
     for url, count, size, sha256, time, sidecar in zip(urls, *columns, strict=True) if columns else ():
-        if sidecar in names and (not source.is_local(url) or _is(url, size, time)):
+        if sidecar in names and (time is None or _is(url, size, time)):
             known[url] = Shard(url, count, size, sha256, f"{folder}/{sidecar}")
     if len(known) == len(urls):
         return known, True

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from pretrain.data.label import UnknownClassError
 from pretrain.data.reader import BatchStream, BrokenDataError
 from pretrain.data.report import BadSamples
 from pretrain.data.ring import Parcel, Ring
@@ -109,7 +110,7 @@ class _Guarded(IterableDataset[Batch | Parcel | str]):
         try:
             for batch in self.stream:
                 yield batch if ring is None else ring.pack(batch)
-        except (ReadError, BrokenDataError) as failure:
+        except (ReadError, BrokenDataError, UnknownClassError) as failure:
             yield str(failure)
 
 

@@ -7,24 +7,23 @@ shared memory. Where a run stands in its data is one number, the samples it has 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pretrain.data import cache, mixture, source
-from pretrain.data.index import Index, count_known, open_index
+from pretrain.data import cache, source
+from pretrain.data.index import Index
+from pretrain.data.label import Labels, mistake
 from pretrain.data.loader import Loader
-from pretrain.data.order import Order, Shuffle
+from pretrain.data.opening import NamedPatterns, Patterns, mixture_problems, named, open_shards, open_training
+from pretrain.data.order import Order, SampleOrder, Shuffle
 from pretrain.data.reader import BatchStream, Numbers
 from pretrain.data.report import BadSamples
-from pretrain.data.training import TrainingShards, fitted, source_shares
-from pretrain.records import Problem, SourceShare, UserError
+from pretrain.data.training import fitted
+from pretrain.records import Problem
 from pretrain.view import region
 from pretrain.view.spec import ViewSpec
 
 log = logging.getLogger(__name__)
-
-Patterns = str | Sequence[str]
-NamedPatterns = dict[str, Patterns]  # of several data sets
 
 _SUBSET_WINDOW = 256  # samples of a random subset that are held compressed, and read in the order of the shards
 
@@ -48,6 +47,7 @@ class ShardData:
         allow_pipe: whether `pipe:` commands, which run in a shell, are allowed.
         max_bad_fraction: share of samples that may fail to decode before the run stops.
         scaled_decode: whether JPEGs of a million pixels are decoded at 1/2, 1/4 or 1/8 where no view needs more.
+        labels: where labels are, which probes alone look at: `cls`, `json:KEY` or `none` (see `label.py`).
 
     Attributes:
         bad, bad_in_evaluation: the record of samples that could not be decoded.
@@ -70,6 +70,7 @@ class ShardData:
         allow_pipe: bool = False,
         max_bad_fraction: float = 0.01,
         scaled_decode: bool = False,
+        labels: str | None = "cls",
     ) -> None:
         self.num_workers = num_workers
         self.prefetch = prefetch
@@ -82,6 +83,7 @@ class ShardData:
         self.train = self.training.index
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
         self.val = None if val is None else open_shards(val, index_dir, allow_pipe, access=access)
+        self.labels = Labels.of(labels, [*self.train.shards, *(self.val.shards if self.val else ())])
 
     @staticmethod
     def problems(
@@ -96,6 +98,7 @@ class ShardData:
         cache_size: int | str,
         allow_pipe: bool,
         max_bad_fraction: float,
+        labels: str | None,
         **_: object,
     ) -> Iterator[Problem]:
         if not train:
@@ -104,7 +107,7 @@ class ShardData:
                 "is missing: name the training shards by data.train=… or the variable PRETRAIN_TRAIN_SHARDS",
             )
         access = source.access_of(storage_options)
-        yield from _mixture_problems(train, sources)
+        yield from mixture_problems(train, sources)
         for argument, name, patterns in (*(("train", *one) for one in named(train).items()), ("val", "", val)):
             mistakes = [] if patterns is None else source.expand(patterns, allow_pipe, access=access)[1]
             yield from ((argument, f"{name}: {mistake}" if name else mistake) for mistake in mistakes)
@@ -118,6 +121,8 @@ class ShardData:
                 yield name, f"must be at least {least}"
         if not 0 <= max_bad_fraction <= 1:
             yield "max_bad_fraction", "must be a share between 0 and 1"
+        if wrong := mistake(labels):
+            yield "labels", wrong
 
     @property
     def num_samples(self) -> int:
@@ -134,11 +139,9 @@ class ShardData:
         """Batches of training samples for one rank, without end, from sample number `start` on."""
         order = self.training.order(seed, self.shuffle)
         numbers = Numbers(start + rank, world, batch)
-        stream = BatchStream(
-            self.train, order, numbers, tuple(views), threads=self.num_workers, scaled=self.scaled_decode
-        )
         if region.extension is not None:
             log.info("JPEGs are decoded only where crops need them, by pretrain_region")
+        stream = self._stream(self.train, order, numbers, views, threads=self.num_workers)
         return Loader(stream, self.prefetch, self.max_bad_fraction, bad=self.bad)
 
     def val_batches(self, seed: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
@@ -155,7 +158,7 @@ class ShardData:
         whole = Shuffle(streams=1, run_length=1, run_window=self.val.num_samples, window=_SUBSET_WINDOW)
         numbers = Numbers(0, 1, batch, min(count, self.val.num_samples))
         order = Order(self.val.counts, seed, whole)
-        stream = BatchStream(self.val, order, numbers, tuple(views), random=False, threads=self.num_workers)
+        stream = self._stream(self.val, order, numbers, views, random=False, threads=self.num_workers)
         return Loader(stream, self.prefetch, 1.0, background=False, bad=self.bad_in_evaluation)
 
     def examples(self, seed: int, count: int, views: Sequence[ViewSpec]) -> Loader:
@@ -164,93 +167,10 @@ class ShardData:
 
     def _fixed(self, index: Index, seed: int, stop: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
         order = Order(index.counts, seed, self.shuffle)
-        numbers = Numbers(0, 1, batch, stop)
-        stream = BatchStream(index, order, numbers, tuple(views), scaled=self.scaled_decode)
+        stream = self._stream(index, order, Numbers(0, 1, batch, stop), views)
         return Loader(stream, self.prefetch, 1.0, bad=self.bad_in_evaluation)
 
-
-def named(train: Patterns | NamedPatterns | None) -> NamedPatterns:
-    """The patterns of each data set by name; a single one has the name ""."""
-    if train is None:
-        return {}
-    return dict(train) if isinstance(train, Mapping) else {"": train}
-
-
-def _mixture_problems(train: object, sources: dict[str, float] | None) -> Iterator[Problem]:
-    if isinstance(train, Mapping) and train:
-        yield from mixture.problems(list(train), sources)
-    elif sources is not None and train:
-        names = ", ".join(f"{name}: …" for name in sources)
-        yield "sources", f"has weights, but data.train names no data sets: write data.train={{{names}}}"
-    elif sources is not None:
-        yield from mixture.weight_problems(sources)
-
-
-def open_training(
-    train: Patterns | NamedPatterns | None,
-    sources: Mapping[str, float] | None,
-    index_dir: str | None = None,
-    allow_pipe: bool = False,
-    prefix: str = "data.",
-    access: source.Access | None = None,
-) -> TrainingShards:
-    """The training shards that patterns stand for; `prefix` and `access` as for `source.expand`.
-
-    Raises:
-        UserError: a data set has no shards, or they cannot be read (those of all data sets are named).
-    """
-    indexes, lines = {}, []
-    for name, patterns in (named(train) or {"": []}).items():
-        try:
-            indexes[name] = open_shards(patterns, index_dir, allow_pipe, prefix, access)
-        except UserError as mistake:
-            lines.append(f"{name}: {mistake}" if name else str(mistake))
-    if lines:
-        raise UserError("\n".join(lines))
-    return TrainingShards(indexes, sources or {})
-
-
-def open_shards(
-    patterns: Patterns | None,
-    index_dir: str | None = None,
-    allow_pipe: bool = False,
-    prefix: str = "data.",
-    access: source.Access | None = None,
-) -> Index:
-    """The index of the shards that patterns stand for; `prefix` and `access` as for `source.expand`.
-
-    Raises:
-        UserError: there are none, or they cannot be read.
-    """
-    shards, mistakes = source.expand(patterns or [], allow_pipe, prefix, access)
-    if mistakes or not shards:
-        raise UserError("\n".join(mistakes) or "no shards are named")
-    index = open_index(shards, index_dir, prefix, access)
-    if not index.num_samples:
-        raise UserError(f"`{patterns}`: there is no image in any of the {len(shards)} shards")
-    return index
-
-
-def known_size(train: Patterns | NamedPatterns | None, index_dir: str | None = None) -> int | None:
-    """How many samples shards have, if an index of all of them is there; no shard is read to find out."""
-    sizes = [_known_size(patterns, index_dir) for patterns in named(train).values()]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if known and len(known) == len(sizes) else None
-
-
-def known_shares(
-    train: Patterns | NamedPatterns | None, sources: Mapping[str, float] | None, index_dir: str | None = None
-) -> dict[str, SourceShare]:
-    """What part of all samples each source of a mixture has, and how many samples it has where an index of it is
-    there; empty without a mixture."""
-    if not sources or len(sources) == 1:
-        return {}
-    return source_shares(
-        mixture.places(sources),
-        {name: _known_size(patterns, index_dir) for name, patterns in named(train).items()},
-    )
-
-
-def _known_size(patterns: Patterns, index_dir: str | None) -> int | None:
-    shards, mistakes = source.expand(patterns, allow_pipe=True)
-    return None if mistakes or not shards else count_known(shards, index_dir)
+    def _stream(
+        self, index: Index, order: SampleOrder, numbers: Numbers, views: Sequence[ViewSpec], **how: Any
+    ) -> BatchStream:
+        return BatchStream(index, order, numbers, tuple(views), scaled=self.scaled_decode, labels=self.labels, **how)

@@ -8,12 +8,11 @@ of a sample (twice that while windows overlap), and `ahead` batches of pixels.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from pretrain.data.index import Index
+from pretrain.data.label import Labels
 from pretrain.data.order import SampleOrder
 from pretrain.data.ring import Ring, empty_views
 from pretrain.data.sample import IMAGES
@@ -69,8 +69,16 @@ class Numbers:
 class Windows:
     """The compressed bytes of samples, fetched a window at a time and let go one by one."""
 
-    def __init__(self, index: Index, order: SampleOrder, numbers: Numbers, executor: Executor) -> None:
+    def __init__(
+        self,
+        index: Index,
+        order: SampleOrder,
+        numbers: Numbers,
+        executor: Executor,
+        needed: Callable[[Sequence[Part]], list[Part]] = list,
+    ) -> None:
         self.index, self.order, self.numbers = index, order, numbers
+        self._needed = needed
         self.reader = Reader(index.access)
         self._executor = executor
         self._lock = threading.Lock()
@@ -104,14 +112,18 @@ class Windows:
         with self._lock:
             shard, member, run = self._samples.pop(g)
         data = run.result()
-        parts = self.index.parts(shard, member)
+        parts = self._parts(shard, member)
         return shard, member, {part.extension: data.pop(part.start) for part in parts}
 
     def read(self, shard: int, member: int) -> dict[str, bytes]:
         """The bytes of any one sample, read now."""
-        parts = self.index.parts(shard, member)
+        parts = self._parts(shard, member)
         data = self._read_run(shard, parts)
         return {part.extension: data[part.start] for part in parts}
+
+    def _parts(self, shard: int, member: int) -> list[Part]:
+        """The members of a sample that anybody looks at; no others are held."""
+        return self._needed(self.index.parts(shard, member))
 
     def _fetch(self, epoch: int, stream: int, window: int, inside: int) -> int:
         """Starts reading what this reader needs of a window from place `inside` on; returns how many samples."""
@@ -124,7 +136,7 @@ class Windows:
         ]
         for run in neighbours(sorted(wanted)):
             shard = run[0][0]
-            parts = [part for _, member, _ in run for part in self.index.parts(shard, member)]
+            parts = [part for _, member, _ in run for part in self._parts(shard, member)]
             future = self._executor.submit(self._read_run, shard, parts)
             with self._lock:
                 self._samples.update({number: (shard, member, future) for _, member, number in run})
@@ -163,6 +175,7 @@ class BatchStream(IterableDataset[Batch]):
         ahead: batches that are being decoded at once.
         ring: whose slots are filled, if the batches go to another process; each then leaves by `ring.pack`.
         scaled: whether large JPEGs may be decoded at a smaller scale.
+        labels: where labels are.
     """
 
     index: Index
@@ -174,10 +187,12 @@ class BatchStream(IterableDataset[Batch]):
     ahead: int = 2
     ring: Ring | None = None
     scaled: bool = False
+    labels: Labels = field(default_factory=Labels)
 
     def __iter__(self) -> Iterator[Batch]:
         with ThreadPoolExecutor(self.readers) as readers, _pool(self.threads) as pool:
-            windows = Windows(self.index, self.order, self.numbers, readers if self.threads else Inline())
+            executor: Executor = readers if self.threads else Inline()
+            windows = Windows(self.index, self.order, self.numbers, executor, self._needed)
             pending: deque[Callable[[], Batch]] = deque()
             batches = windows.ahead(self.numbers.batches(), self.reach)
             for gs in islice(batches, self.ahead - 1 if self.threads else 0):
@@ -247,7 +262,7 @@ class BatchStream(IterableDataset[Batch]):
         shard, member, parts = windows.take(g)
         for attempt in range(_REPLACEMENTS):
             try:
-                return _Sample(self.index.key(shard, member), _label(parts), *self._decode(parts, draws))
+                return _Sample(self.index.key(shard, member), self.labels.read(parts), *self._decode(parts, draws))
             except DecodeError as failure:
                 name, key = self.index.shards[shard].name, self.index.key(shard, member)
                 bad = Replaced(g, name, key, str(failure), failure.kind)
@@ -258,16 +273,22 @@ class BatchStream(IterableDataset[Batch]):
             f"{_REPLACEMENTS} samples in a row cannot be decoded, last `{bad.key}` of `{bad.shard}`: {bad.cause}"
         )
 
-    def _decode(self, parts: dict[str, bytes], draws: np.ndarray | None) -> tuple[Pixels, list[crop.Box]]:
-        """The pixels that the views of a sample need, and the box of each view in them.
+    def _needed(self, parts: Sequence[Part]) -> list[Part]:
+        """Of a sample's members the image and what holds the label.
 
-        Of several images in a sample it is the first of `IMAGES`, and where arrays are wanted the last.
+        Of several images it is the first of `IMAGES`, and where arrays are wanted the last.
         """
-        images = [parts[extension] for extension in IMAGES if extension in parts]
+        images = sorted((part for part in parts if part.extension in IMAGES), key=lambda one: IMAGES.index(one[0]))
+        image = images[0 if self.specs[0].pixels == "rgb" else -1]
+        return [part for part in parts if part is image or part.extension == self.labels.extension]
+
+    def _decode(self, parts: dict[str, bytes], draws: np.ndarray | None) -> tuple[Pixels, list[crop.Box]]:
+        """The pixels that the views of a sample need, and the box of each view in them."""
+        (data,) = (parts[extension] for extension in IMAGES if extension in parts)
         if self.specs[0].pixels == "rgb":
             views = [spec.height_width for spec in self.specs for _ in range(spec.count)] if self.scaled else None
-            return decode_for(images[0], lambda height, width: crop.boxes(draws, height, width, self.specs), views)
-        pixels = decode_array(images[-1], self.specs[0].channels, np.dtype(self.specs[0].pixels))
+            return decode_for(data, lambda height, width: crop.boxes(draws, height, width, self.specs), views)
+        pixels = decode_array(data, self.specs[0].channels, np.dtype(self.specs[0].pixels))
         return pixels, crop.boxes(draws, pixels.shape[0], pixels.shape[1], self.specs)
 
     def _cut(self, sample: _Sample, places: Sequence[Tensor]) -> None:
@@ -284,12 +305,6 @@ class _Sample:
     label: int
     pixels: Pixels
     boxes: list[crop.Box]  # of the views, in these pixels
-
-
-def _label(parts: dict[str, bytes]) -> int:
-    """The class number, −1 where there is none that is a number."""
-    text = parts.get("cls", b"").strip()
-    return int(text) if re.fullmatch(rb"\d{1,9}", text) else -1
 
 
 class Inline(Executor):

@@ -17,11 +17,10 @@ import webdataset
 from tqdm import tqdm
 
 from pretrain.data.index import owns_index, write_index
+from pretrain.data.label import CLASSES
 from pretrain.data.sidecar import Shard, describe_shard, scan
 from pretrain.files import replace_file
 from pretrain.records import UserError
-
-CLASSES = "classes.json"  # beside the shards: the name of each class number
 
 _THREADS = 8
 
@@ -127,12 +126,3 @@ def _write_tar(path: Path, keys: Sequence[tuple[str, T]], load: Callable[[T], di
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def read_classes(out: Path) -> list[str] | None:
-    """The class names that shards in a folder were written with, None if there are none."""
-    path = out / CLASSES
-    if not path.is_file():
-        return None
-    classes: list[str] = json.loads(path.read_text(encoding="utf-8"))
-    return classes

@@ -30,13 +30,16 @@ def pooled(encoder: Encoder, images: Tensor, pool: Pool) -> Tensor:
 
 
 @torch.no_grad()
-def extract(batches: Iterable[Batch], featurize: Featurize, labelled_only: bool = False) -> tuple[Tensor, Tensor]:
+def extract(
+    batches: Iterable[Batch], featurize: Featurize, labelled_only: bool = False, sought: str = "a `.cls` member"
+) -> tuple[Tensor, Tensor]:
     """Features [N, D] float32 and labels [N] of all samples, on the CPU, but for those that could not be decoded.
 
     Args:
         batches: as a loader yields them.
         featurize: what is made of each.
         labelled_only: whether samples without a label are left out, too.
+        sought: what holds a sample's label, for messages.
 
     Raises:
         UserError: a sample has no label, and none may be left out for that.
@@ -46,7 +49,7 @@ def extract(batches: Iterable[Batch], featurize: Featurize, labelled_only: bool 
         if not labelled_only and (batch.labels < 0).any():
             key = batch.keys[int((batch.labels < 0).nonzero()[0])]
             raise UserError(
-                f"sample `{key}` has no label (a `.cls` member with a class number): a probe needs one for each"
+                f"sample `{key}` has no label ({sought}): a probe needs one for each; labels=… says where they are"
             )
         bad = torch.tensor(sorted({sample.g for sample in batch.replaced}), dtype=batch.g.dtype)
         good = ~torch.isin(batch.g.cpu(), bad) & (batch.labels.cpu() >= 0)

@@ -238,7 +238,9 @@ def test_shards_of_one_name_in_two_folders_have_a_sidecar_each(tmp_path: Path) -
     assert len(list((tmp_path / "i").glob("*-s-000000.tar.idx"))) == 2
 
 
-def test_mappings_are_bounded_and_hold_no_descriptor(many: Many, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mappings_are_bounded_and_hold_no_descriptor(
+    many: Many, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = open_index(many[0], str(tmp_path / "i"))
     opened.key(0, 0)
     before = len(os.listdir("/proc/self/fd"))
@@ -313,7 +315,7 @@ def test_a_sidecar_of_another_shard_is_never_used(tmp_path: Path) -> None:
     urls = write_shards(tmp_path / "d", [2, 1])
     opened = open_index(urls, str(tmp_path / "i"))
     os.replace(opened.shards[0].sidecar, opened.shards[1].sidecar)
-    with pytest.raises(UserError, match="is of another `s-000001.tar`: delete it"):
+    with pytest.raises(UserError, match=r"is of another `s-000001\.tar`: delete it"):
         opened.key(1, 0)
     with pytest.raises(UserError, match="is gone since the run began"):
         opened.key(0, 0)

@@ -80,7 +80,13 @@ def val_folders(root: Path) -> None:
 
 
 def meta() -> bytes:
-    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("gloss", object), ("num_children", object)]
+    kinds = [
+        ("ILSVRC2012_ID", object),
+        ("WNID", object),
+        ("words", object),
+        ("gloss", object),
+        ("num_children", object),
+    ]
     rows = [(float(number), synset, "words", "gloss", float(number == 4)) for synset, number in IDS.items()]
     file = io.BytesIO()
     savemat(file, {"synsets": np.array(rows, dtype=kinds)})
@@ -223,7 +229,9 @@ def test_the_order_is_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
 
 def test_names_that_lead_elsewhere_lead_nowhere(tmp_path: Path) -> None:
     inner = tar([("../../../evil_1.JPEG", image(1)), ("/tmp/evil_2.JPEG", image(2)), ("..", b"")])
-    (tmp_path / "t.tar").write_bytes(tar([("../n01440764.tar", inner), ("/etc/n02119789.tar", tar([("a/b.JPEG", image(3))]))]))
+    (tmp_path / "t.tar").write_bytes(
+        tar([("../n01440764.tar", inner), ("/etc/n02119789.tar", tar([("a/b.JPEG", image(3))]))])
+    )
     before = sorted(tmp_path.parent.rglob("*"))
     result = run_script("make_shards", f"images={tmp_path / 't.tar'}", f"out={tmp_path / 'out'}")
     assert result.returncode == 0, result.stderr

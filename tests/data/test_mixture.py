@@ -18,7 +18,8 @@ from pretrain.arguments import quote
 from pretrain.config import mistakes
 from pretrain.data import mixture
 from pretrain.data.mixture import HAND, Mixture
-from pretrain.data.module import ShardData, known_shares, known_size, open_training
+from pretrain.data.module import ShardData
+from pretrain.data.opening import known_shares, known_size, open_training
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, Inline, Numbers, Windows
 from pretrain.data.training import TrainingShards

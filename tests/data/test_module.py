@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from pretrain.data.loader import READERS
-from pretrain.data.module import ShardData, open_shards
+from pretrain.data.module import ShardData
+from pretrain.data.opening import open_shards
 from pretrain.data.order import Order, Shuffle
 from pretrain.records import UserError
 from pretrain.trainer.run_folder import differences
