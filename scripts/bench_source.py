@@ -4,10 +4,11 @@
 
 A server of this machine serves the shards, `copies` times under other names so that there are as many as the order
 wants to mix, and waits `latency` seconds before each answer. `local` is an epoch of the same files from disk, `remote`
-one from the server; `first` and `second` are two epochs of a reader that keeps copies in a cache. `rate` are the images
-a second that the loader makes MAE's view of, `supply` the samples a second that arrive if they are not decoded, each
-once the first batch is there; `first_batch` the seconds until it is, `requests` those that the server was asked, a
-sample. Indexes are made beforehand, without the wait. Server and reader share the cores.
+one from the server, and `as_local` one from the server with as few threads as for a disk, which ask no further ahead;
+`first` and `second` are two epochs of a reader that keeps copies in a cache. `rate` are the images a second that the
+loader makes MAE's view of, `supply` the samples a second that arrive if they are not decoded, each once the first batch
+is there; `first_batch` the seconds until it is, `requests` those that the server was asked, a sample. Indexes are made
+beforehand, without the wait. Server and reader share the cores.
 """
 
 from __future__ import annotations
@@ -131,9 +132,17 @@ def ask(address: str) -> int:
 # ── what is timed ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def stream_of(index: Index, a: Arguments, epochs: int = 1) -> BatchStream:
+class AsLocal(BatchStream):
+    """Reads from a server as from a disk: with few threads, and asking no further ahead."""
+
+    @property
+    def remote(self) -> bool:
+        return False
+
+
+def stream_of(index: Index, a: Arguments, epochs: int = 1, kind: type[BatchStream] = BatchStream) -> BatchStream:
     order = Order(index.counts, 0, Shuffle())
-    return BatchStream(index, order, Numbers(0, 1, a.batch, epochs * index.num_samples), MAE, threads=a.workers)
+    return kind(index, order, Numbers(0, 1, a.batch, epochs * index.num_samples), MAE, threads=a.workers)
 
 
 def rate(stream: BatchStream) -> Iterator[int]:
@@ -195,15 +204,21 @@ def copied(a: Arguments, folder: Path) -> list[str]:
 
 def compare(a: Arguments, folder: Path, names: list[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    with serving(folder / "shards") as server, tqdm(total=8, desc="epochs", disable=None) as bar:
+    with serving(folder / "shards") as server, tqdm(total=10, desc="epochs", disable=None) as bar:
         local = open_shards(str(folder / "shards"), str(folder / "index"), prefix="")
         remote = open_shards([f"{server}/{name}" for name in names], str(folder / "index"), prefix="")
         ask(f"{server}/latency/{a.latency}")
         for work in (supply, rate):
             cached = Index(remote.shards, source.access_of(None, str(folder / f"{work.__name__}-cache"), "1TB"))
-            for index, epochs in ((local, ["local"]), (remote, ["remote"]), (cached, ["first", "second"])):
+            for index, epochs in (
+                (local, ["local"]),
+                (remote, ["as_local"]),
+                (remote, ["remote"]),
+                (cached, ["first", "second"]),
+            ):
                 ask(f"{server}/requests")
-                sizes = work(stream_of(index, a, len(epochs)))
+                kind = AsLocal if epochs == ["as_local"] else BatchStream
+                sizes = work(stream_of(index, a, len(epochs), kind))
                 timed = epochs_of(sizes, index.num_samples, lambda: ask(f"{server}/requests"))
                 for name, found in zip(epochs, timed, strict=True):
                     result.setdefault(name, {})[work.__name__] = found
@@ -217,10 +232,10 @@ def compare(a: Arguments, folder: Path, names: list[str]) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     local = result["local"]
-    for name in ("local", "remote", "first", "second"):
+    for name in ("local", "as_local", "remote", "first", "second"):
         whole, bare = result[name]["rate"], result[name]["supply"]
         print(
-            f"{name:7s} rate {whole['rate']:5.0f} images/s ({whole['rate'] / local['rate']['rate']:.2f} of local)   "
+            f"{name:9s} rate {whole['rate']:5.0f} images/s ({whole['rate'] / local['rate']['rate']:.2f} of local)   "
             f"supply {bare['rate']:6.0f} samples/s   first batch {whole['first_batch']:5.2f} s   "
             f"{whole['requests']:.3f} requests a sample"
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from queue import PriorityQueue
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,10 @@ _IO_THREADS = 8
 _REMOTE_THREADS = 64  # that read from a network: they do nothing but wait
 _GAP = 4  # a range read goes on over members that it does not need if there are fewer than this
 _REPLACEMENTS = 16  # broken samples in a row before a shard list is given up
+
+
+# The first g of a run of neighbours, its shard, its members, and where its bytes go. No two runs have a g in common.
+_Run = tuple[int, int, Sequence[Part], Future[dict[int, bytes]]]
 
 
 class BrokenDataError(ValueError):
@@ -82,18 +87,21 @@ class Windows:
         self.reader = Reader(index.access)
         self._executor = executor
         self._lock = threading.Lock()
+        self._urgent: PriorityQueue[_Run] = PriorityQueue()
         self._asked: dict[tuple[int, int, int], int] = {}  # window → samples of it still to come
         self._samples: dict[int, tuple[int, int, Future[dict[int, bytes]]]] = {}  # g → shard, member, bytes of the run
 
     def ahead(self, batches: Iterable[range], reach: int) -> Iterator[range]:
-        """The batches, each once what it and the `reach` after it need has been asked for."""
+        """The batches, each once what it and the `reach` after it need has been asked for; the first waits for none."""
         asked: deque[range] = deque()
+        allowed = 0
         for gs in batches:
             for g in gs:
                 self.ask(g)
             asked.append(gs)
-            if len(asked) > reach:
+            if len(asked) > allowed:
                 yield asked.popleft()
+                allowed = min(reach, allowed + 2)
         yield from asked
 
     def ask(self, g: int) -> None:
@@ -137,10 +145,21 @@ class Windows:
         for run in neighbours(sorted(wanted)):
             shard = run[0][0]
             parts = [part for _, member, _ in run for part in self._parts(shard, member)]
-            future = self._executor.submit(self._read_run, shard, parts)
+            future: Future[dict[int, bytes]] = Future()
             with self._lock:
                 self._samples.update({number: (shard, member, future) for _, member, number in run})
+            self._urgent.put((min(number for _, _, number in run), shard, parts, future))
+            self._executor.submit(self._read_most_urgent)
         return len(wanted)
+
+    def _read_most_urgent(self) -> None:
+        """Reads the run whose first sample is needed first, of all that nobody reads yet: a batch of many windows need
+        not wait for the whole of each."""
+        _, shard, parts, future = self._urgent.get_nowait()
+        try:
+            future.set_result(self._read_run(shard, parts))
+        except BaseException as failure:  # as executors do: it is whoever waits for the bytes that is told
+            future.set_exception(failure)
 
     def _read_run(self, shard: int, parts: Sequence[Part]) -> dict[int, bytes]:
         """One range read for all parts: start of each → its bytes."""
