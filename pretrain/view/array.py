@@ -53,7 +53,7 @@ def decode_array(data: bytes | memoryview, channels: int, dtype: DType) -> Pixel
         with opened(data) as image:
             pixels = turned(_of_pillow(image), jpeg.orientation_of(image))
     _refuse_others(pixels.shape, pixels.dtype, channels, dtype)
-    pixels = np.array(pixels, dtype).reshape(*pixels.shape[:2], channels)
+    pixels = np.array(pixels, dtype, order="C").reshape(*pixels.shape[:2], channels)
     if dtype.kind == "f" and not np.isfinite(pixels).all():
         raise DecodeError("not_finite", "some of its numbers are nan or infinite")
     return pixels
@@ -68,7 +68,7 @@ def _refuse_others(shape: Sequence[int], found: DType, channels: int, dtype: DTy
         raise DecodeError("wrong_channels", f"shape {tuple(shape)}: {there} channels (the last axis), not {channels}")
     if found.newbyteorder("=") != dtype:
         raise DecodeError("wrong_type", f"its numbers are {found}, not {dtype}")
-    if not height * width:
+    if min(shape) < 1:  # a header may say what it likes
         raise DecodeError("damaged", f"shape {tuple(shape)}: there is no pixel in it")
     refuse_bombs(height, width)
 
