@@ -101,6 +101,7 @@ def test_the_core_imports_no_optional_package() -> None:
                 "lightly",
                 "flash_attn",
                 "onnx",
+                "tifffile",
                 "pytorch_lightning",
             }
 

@@ -31,7 +31,7 @@ _KINDS = {1: "uint", 2: "int", 3: "float"}  # values of TIFF's sample format
 _DAMAGES = (  # what NumPy and tifffile raise for bytes that are none of theirs
     *jpeg.DAMAGES, RuntimeError, ArithmeticError, AssertionError, AttributeError, MemoryError, zlib.error, TokenError,
 )  # fmt: skip
-_ADVICE = "tifffile reads more of them: pip install 'pretrain[tiff]'"
+_ADVICE = "tifffile reads more of them: pip install tifffile imagecodecs"
 
 DType = np.dtype[Any]
 
@@ -128,7 +128,9 @@ def _of_tiff(data: bytes, channels: int, dtype: DType) -> Pixels:
         raise
     except _DAMAGES as failure:
         reason = (str(failure) or type(failure).__name__).splitlines()[0]
-        raise DecodeError("unsupported" if "imagecodecs" in reason else "damaged", reason) from None
+        if "imagecodecs" in reason:
+            raise DecodeError("unsupported", f"{reason}: pip install tifffile imagecodecs") from None
+        raise DecodeError("damaged", reason) from None
 
 
 def _stored(image: Image.Image) -> str:

@@ -191,7 +191,7 @@ def test_without_tifffile_the_sentence_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "tifffile", None)
     failure = refusal(five)
     assert failure.kind == "unsupported"
-    assert "pip install 'pretrain[tiff]'" in str(failure)
+    assert "pip install tifffile imagecodecs" in str(failure)
     assert np.array_equal(decode_array(gray, 1, np.dtype("u2"))[..., 0], BANDS[..., 0])  # Pillow is enough
     assert refusal(five[: len(five) // 2]).kind in ("truncated", "unsupported")
 
