@@ -20,6 +20,7 @@ from pretrain.assemble import instantiate
 from pretrain.config import mistakes
 from pretrain.overrides import composed
 from tests.data.shards import image_bytes, write_shards, write_tar
+from tests.data.test_arrays import array_of, npy
 from tests.scripts import run_script
 
 ROOT = Path(__file__).parent.parent
@@ -35,14 +36,16 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the placeholders of the documents stand for: shards in SHARDS and MORE, files in IMAGES, the same as
-    ImageNet in IMAGENET, a run in RUN."""
+    """What the placeholders of the documents stand for: shards in SHARDS and MORE, of arrays in BANDS, files in IMAGES,
+    the same as ImageNet in IMAGENET, a run in RUN."""
     write_shards(tmp_path / "all", [10, 7, 1, 23])
     (tmp_path / "SHARDS").mkdir()
     for number, path in enumerate(sorted((tmp_path / "all").iterdir())):
         shutil.copy(path, tmp_path / "SHARDS" / f"train-{number:06d}.tar")
     shutil.copy(tmp_path / "all" / "s-000000.tar", tmp_path / "SHARDS" / "val-000000.tar")
     write_shards(tmp_path / "MORE", [3])
+    (tmp_path / "BANDS").mkdir()
+    write_tar(tmp_path / "BANDS" / "s.tar", [(f"{number}.npy", npy(array_of(number))) for number in range(12)])
     for number in range(12):
         path = tmp_path / "IMAGES" / f"class{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

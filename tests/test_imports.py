@@ -103,6 +103,7 @@ def test_the_core_imports_no_optional_package() -> None:
                 "flash_attn",
                 "onnx",
                 "pretrain_region",
+                "tifffile",
                 "pytorch_lightning",
             }
 

@@ -31,7 +31,7 @@ _KINDS = {1: "uint", 2: "int", 3: "float"}  # values of TIFF's sample format
 _DAMAGES = (  # what NumPy and tifffile raise for bytes that are none of theirs
     *jpeg.DAMAGES, RuntimeError, ArithmeticError, AssertionError, AttributeError, MemoryError, zlib.error, TokenError,
 )  # fmt: skip
-_ADVICE = "tifffile reads more of them: pip install 'pretrain[tiff]'"
+_ADVICE = "tifffile reads more of them: pip install tifffile imagecodecs"
 
 DType = np.dtype[Any]
 
@@ -53,7 +53,7 @@ def decode_array(data: bytes | memoryview, channels: int, dtype: DType) -> Pixel
         with opened(data) as image:
             pixels = turned(_of_pillow(image), jpeg.orientation_of(image))
     _refuse_others(pixels.shape, pixels.dtype, channels, dtype)
-    pixels = np.array(pixels, dtype).reshape(*pixels.shape[:2], channels)
+    pixels = np.array(pixels, dtype, order="C").reshape(*pixels.shape[:2], channels)
     if dtype.kind == "f" and not np.isfinite(pixels).all():
         raise DecodeError("not_finite", "some of its numbers are nan or infinite")
     return pixels
@@ -68,7 +68,7 @@ def _refuse_others(shape: Sequence[int], found: DType, channels: int, dtype: DTy
         raise DecodeError("wrong_channels", f"shape {tuple(shape)}: {there} channels (the last axis), not {channels}")
     if found.newbyteorder("=") != dtype:
         raise DecodeError("wrong_type", f"its numbers are {found}, not {dtype}")
-    if not height * width:
+    if min(shape) < 1:  # a header may say what it likes
         raise DecodeError("damaged", f"shape {tuple(shape)}: there is no pixel in it")
     refuse_bombs(height, width)
 
@@ -128,7 +128,9 @@ def _of_tiff(data: bytes, channels: int, dtype: DType) -> Pixels:
         raise
     except _DAMAGES as failure:
         reason = (str(failure) or type(failure).__name__).splitlines()[0]
-        raise DecodeError("unsupported" if "imagecodecs" in reason else "damaged", reason) from None
+        if "imagecodecs" in reason:
+            raise DecodeError("unsupported", f"{reason}: pip install tifffile imagecodecs") from None
+        raise DecodeError("damaged", reason) from None
 
 
 def _stored(image: Image.Image) -> str:

@@ -32,6 +32,7 @@ _LONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # without a length
 _APP1, _ADOBE, _SCAN, _COMMENT = 0xE1, 0xEE, 0xDA, 0xFE
 _END = b"\xff\xd9"  # of the image
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_ABSENT = -1  # in place of an orientation
 _SHORT = 3  # TIFF's type of 16-bit numbers
 _BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8)  # of a number of each TIFF type
 
@@ -146,16 +147,17 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 def _orientation(data: bytes, exif: list[bytes], xmp: bytes | None) -> int:
     """The orientation that the camera noted: in its EXIF block, or else in XMP. 1, upright, if that cannot be read."""
-    value = _noted(exif[0]) if len(exif) == 1 else None if exif else 0
+    value = _ABSENT if not exif else _noted(exif[0]) if len(exif) == 1 else None
     if value is None:
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
                 return orientation_of(image)
         except DAMAGES:
             return 1
-    if value == 0 and xmp is not None and (match := re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)):
-        return int(match[1])
-    return value or 1
+    if value != _ABSENT:
+        return value
+    match = None if xmp is None else re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
+    return 1 if match is None else int(match[1])
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -168,7 +170,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def _noted(block: bytes) -> int | None:
-    """The orientation in a plain EXIF block: 0 if it has none, None if it is not plain and Pillow shall judge."""
+    """The orientation in a plain EXIF block: None if the block is not plain, and Pillow shall judge."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) < 8:
         return None
@@ -188,4 +190,4 @@ def _noted(block: bytes) -> int | None:
         size = length * _BYTES[kind] if kind < len(_BYTES) else 0
         if size > 4 and struct.unpack(f"{order}I", value)[0] + size > len(block):
             return None
-    return 0
+    return _ABSENT

@@ -149,7 +149,9 @@ class ViewSpec:
             yield "std", "must be positive"
         if not 0 < crop_ratio <= 1:
             yield "crop_ratio", "must be above 0 and at most 1"
-        changes = vars(colors) if isinstance(colors, Colors) else colors or {}  # or a node that is not built yet
+        changes = vars(colors) if isinstance(colors, Colors) else {}
+        if isinstance(colors, Mapping):  # a node that is not built yet
+            changes = vars(Colors()) | dict(colors)
         for name in ("blur", "solarize"):
             chance = changes.get(name)
             if isinstance(chance, Sequence) and len(chance) != count:
