@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.data import reader
 from pretrain.objective.dino import DINO
 from pretrain.records import UserError
 from pretrain.replay import Replay, ReplayArguments
+from pretrain.view import region
 from tests.job import DINO as DINO_JOB
 from tests.job import Job
 from tests.scripts import FOLDER, run_script
@@ -84,6 +86,20 @@ def test_it_is_the_very_same_step(job: Job, monkeypatch: pytest.MonkeyPatch) -> 
     job.run(*words)
     assert unharmed.finite
     assert (unharmed.loss, unharmed.grad_norm) == (job.rows()[2]["loss"], job.rows()[2]["grad_norm"])
+
+
+def test_images_are_decoded_at_the_scale_of_the_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    incident = overflow(job, "data.scaled_decode=true")
+    asked: list[object] = []
+
+    def spy(data: bytes, boxes_of: region.Boxes, views: object) -> object:
+        asked.append(views)
+        return region.decode_for(data, boxes_of)
+
+    monkeypatch.setattr(reader, "decode_for", spy)
+    Replay(ReplayArguments(str(incident), device="cpu")).make()
+    assert asked
+    assert None not in asked
 
 
 def test_a_step_of_dino_is_the_very_same(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
