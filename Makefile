@@ -6,7 +6,7 @@ RUN := runs/demo
 DATA := runs/demo-data
 JOBS ?= 2
 
-.PHONY: demo test test-full check setup clean
+.PHONY: demo test test-full check setup native clean
 
 setup: $(SETUP)
 
@@ -15,6 +15,10 @@ $(SETUP): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
+
+# The optional extension that decodes parts of JPEGs: needs a C compiler and libjpeg-turbo's headers (libjpeg-dev).
+native: $(SETUP)
+	$(BIN)/pip install --quiet ./native
 
 # Processes with one thread each: most of the tests' time is starting programs, and many threads on few cores only wait.
 test: check

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.callback.step import Context
 from pretrain.data.module import ShardData
+from pretrain.data.report import write_report
 from pretrain.encoder.encoder import Encoder
 from pretrain.nn.attention import kernel_for
 from pretrain.objective.objective import Objective
@@ -50,6 +51,7 @@ class Run:
     module: PretrainModule
     trainer: Trainer
     feed: Feed
+    data: ShardData
 
     def fit(self) -> None:
         """Trains until the run's end or a signal; what is worth keeping is in the run's folder."""
@@ -57,10 +59,19 @@ class Run:
             if self.clock.end:
                 log.info("%s is finished: %s", self.folder.path, self.clock.end)
             else:
-                self.trainer.fit(self.module, self.feed)
+                self._train()
                 log.info("%s: step %d, %s", self.folder.path, self.state.step, self.state.stopping)
         finally:
             self.folder.close()
+
+    def _train(self) -> None:
+        bad = self.data.bad
+        try:
+            self.trainer.fit(self.module, self.feed)
+        finally:
+            write_report(self.folder.path, training=bad, evaluation=self.data.bad_in_evaluation)
+            if bad:
+                log.warning("%s; data_report.json names %d", bad, len(bad.examples))
 
 
 def run_of(cfg: DictConfig) -> Run:
@@ -82,6 +93,8 @@ def run_of(cfg: DictConfig) -> Run:
     state = RunState()
     materialise(objective, cfg.seed)
     saved = _restore(folder.checkpoint, objective, state)
+    if "bad_samples" in saved:
+        data.bad.restore(saved["bad_samples"])
     clock = Clock(
         state,
         total_steps=sizes.total_steps,
@@ -115,7 +128,9 @@ def run_of(cfg: DictConfig) -> Run:
             unit.compile()
     stop = Stop(clock, count_first_step=not hardware.compile)
     context = _context(cfg, sizes, folder, state, data, module)
-    save = instantiate(cfg.checkpoint)(folder=folder.checkpoints, state=state, snapshot=module.snapshot)
+    save = instantiate(cfg.checkpoint)(
+        folder=folder.checkpoints, state=state, snapshot=partial(_snapshot, module, data, folder)
+    )
     trainer = Trainer(
         **hardware.trainer_arguments(),
         callbacks=[stop, *(instantiate(node)(context) for node in cfg.callback.values() if node), save],
@@ -136,7 +151,7 @@ def run_of(cfg: DictConfig) -> Run:
     for note in (*objective.trained_encoder.notes, *advice):
         log.warning("%s", note)
     batches = data.batches(cfg.seed, state.samples_seen, sizes.micro_batch, objective.views)
-    return Run(folder, state, clock, stop, module, trainer, Feed(batches, state))
+    return Run(folder, state, clock, stop, module, trainer, Feed(batches, state), data)
 
 
 def _refuse_optimizer(cfg: DictConfig) -> None:
@@ -156,6 +171,13 @@ def _restore(path: Path | None, objective: Objective, state: RunState) -> dict[s
     state.step, state.samples_seen, state.seconds = (saved[name] for name in ("step", "samples_seen", "seconds"))
     log.info("goes on from %s (step %d)", path, state.step)
     return saved
+
+
+def _snapshot(module: PretrainModule, data: ShardData, folder: RunFolder) -> dict[str, Any]:
+    """All that a checkpoint holds; the run's report on its data is written with it."""
+    content = module.snapshot() | {"bad_samples": data.bad.state()}
+    write_report(folder.path, training=data.bad, evaluation=data.bad_in_evaluation)
+    return content
 
 
 def _context(

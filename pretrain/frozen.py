@@ -18,9 +18,11 @@ from tqdm import tqdm
 from pretrain import config
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.data.index import Index
-from pretrain.data.module import Loader, Patterns, open_shards
+from pretrain.data.loader import Loader
+from pretrain.data.module import Patterns, open_shards
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, Numbers
+from pretrain.data.report import BadSamples
 from pretrain.encoder.encoder import Encoder
 from pretrain.files import replace_file
 from pretrain.interop import export
@@ -80,11 +82,11 @@ class Frozen:
         stream = BatchStream(
             index, Order(index.counts, 0, None), numbers, (self.view,), random=False, threads=num_workers
         )
-        loader = Loader(stream, max_bad_fraction=1.0)
+        loader = Loader(stream, max_bad_fraction=1.0, bad=BadSamples("it is left out"))
         batches = tqdm(loader, total=-(-index.num_samples // _BATCH), desc="features", delay=2)
         features, labels = extract(batches, self.featurize(weights, pool, default_device()))
         if loader.bad:
-            log.warning("%d samples cannot be decoded and are left out", loader.bad.total())
+            log.warning("%s: they are left out", loader.bad)
         return features, labels
 
     def augmented(

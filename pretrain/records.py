@@ -7,28 +7,16 @@ K tokens · g the number of a sample in the run (samples drawn before it).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-# A constructor's argument and what is wrong with its value. A class that has rules between its arguments states them
-# in a static method `problems(**arguments) -> Iterator[Problem]`, which its constructor refuses by and which the
-# configuration check calls before anything is built.
-Problem = tuple[str, str]
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend: names the value, the reason and the fix, and is shown without a traceback."""
-
-
-def refuse(owner: object, problems: Iterable[Problem]) -> None:
-    """Raises ValueError with all the problems of an object under construction, if there are any."""
-    lines = [f"`{argument}` {reason}" for argument, reason in problems]
-    if lines:
-        raise ValueError(f"{type(owner).__name__}: " + "; ".join(lines))
+from pretrain.problem import Problem as Problem
+from pretrain.problem import UserError as UserError
+from pretrain.problem import refuse as refuse
 
 
 @dataclass(frozen=True)
@@ -39,6 +27,7 @@ class Replaced:
     shard: str
     key: str
     cause: str
+    kind: str = "damaged"  # of the cause, see `pretrain.view.pixels.Kind`
 
 
 @dataclass(frozen=True)
@@ -53,10 +42,11 @@ class SourceShare:
 class Batch:
     """What the loader yields and what an objective is given.
 
-    `views` holds one tensor a view specification, [V, B, C, H, W]: uint8 colours as they leave the loader, float32
-    and normalised once they passed `pretrain.view.color.Prepare`. `g` [B] int64 and `seed` are the key of every random
-    decision about a sample, so that none depends on its neighbours in the batch. `labels` [B] int64 is −1 where a
-    sample has none. `keys` are the shards' own names for the samples, for people: they need not be unique.
+    `views` holds one tensor a view specification, [V, B, C, H, W]: as they leave the loader uint8 colours, or numbers
+    of the type that `ViewSpec.pixels` names; float32 and normalised once they passed `pretrain.view.color.Prepare`.
+    `g` [B] int64 and `seed` are the key of every random decision about a sample, so that none depends on its neighbours
+    in the batch. `labels` [B] int64 is −1 where a sample has none. `keys` are the shards' own names for the samples,
+    for people: they need not be unique.
 
     `draws` [B, views of a sample, numbers a view] are the random numbers of colour changes, a function of (seed, g).
     They stay on the host wherever the batch goes: which samples an operation is for is decided there, and to ask a

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pretrain.data.module import Loader, NamedPatterns, Patterns, open_training
+from pretrain.data.loader import Loader
+from pretrain.data.module import NamedPatterns, Patterns, open_training
 from pretrain.data.order import Shuffle
 from pretrain.data.reader import BatchStream, Numbers
 from pretrain.frozen import configured, default_device
@@ -90,6 +91,7 @@ class Replay:
         if self.index.digest != identity["digest"]:
             raise UserError(f"`{patterns}` are other shards than those of the run: name where they are now by train=…")
         self.order = training.order(incident.origin.seed, Shuffle(**identity["shuffle"]))
+        self.scaled: bool = identity["scaled_decode"]
 
     def make(self) -> Finding:
         """Forward and backward as in the run, micro-batch by micro-batch."""
@@ -128,7 +130,7 @@ class Replay:
         if step < 1 or list(range(g[0], g[-1] + 1, step)) != list(g):
             raise UserError("the incident.json is not what a run wrote: the numbers `g` are not evenly spaced")
         numbers = Numbers(g[0], step, len(g), g[-1] + 1)
-        stream = BatchStream(self.index, self.order, numbers, self.objective.views)
+        stream = BatchStream(self.index, self.order, numbers, self.objective.views, scaled=self.scaled)
         return next(iter(Loader(stream, max_bad_fraction=1.0)))
 
     def _autocast(self) -> torch.autocast:
@@ -173,6 +175,7 @@ def _identity(run: Path, incident: Incident, path: Path) -> dict[str, Any]:
         if not (run / "config.yaml").is_file():
             raise UserError(f"incident={path}: its run's config.yaml is not in {run}")
         data: dict[str, Any] = {name: record["identity"]["data"][name] for name in ("digest", "shuffle")}
+        data["scaled_decode"] = record["identity"]["data"].get("scaled_decode", False)
     except OSError:
         raise UserError(f"incident={path}: {run}, two folders above it, is no run's folder: leave it there") from None
     except (json.JSONDecodeError, KeyError, TypeError):

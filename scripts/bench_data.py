@@ -4,7 +4,8 @@
 
 `mae` and `dino` are the work on one image by one core, from the bytes of its file to what leaves the loader: ours
 decodes once and cuts uint8 views (flip, colours and normalisation follow on the device, whose time stands apart);
-`official` are the transforms that facebookresearch/mae and facebookresearch/dino state, on Pillow images. `loader` are
+`official` are the transforms that facebookresearch/mae and facebookresearch/dino state, on Pillow images. Where the
+extension of `native/` is installed, `ours_region` decodes only what the views need. `loader` are
 batches by `workers` workers, files included: ours, torchvision's ImageFolder and WebDataset, both with the official MAE
 transform. The variants take turns, so that a noisy machine slows all of them alike; each one's least time over the
 rounds counts. `psnr_p5` is the 5th percentile of the likeness, in dB, of our crops to Pillow's bicubic of the same
@@ -37,9 +38,10 @@ from pretrain.data.module import ShardData, open_shards
 from pretrain.data.sample import IMAGES
 from pretrain.data.source import Reader
 from pretrain.records import Batch, UserError
-from pretrain.view import color, crop
+from pretrain.view import color, crop, region
 from pretrain.view.color import Prepare
-from pretrain.view.decode import DecodeError, decode
+from pretrain.view.decode import decode
+from pretrain.view.pixels import DecodeError, Pixels
 from pretrain.view.spec import Colors, ViewSpec
 
 MAE = (ViewSpec(224, scale=(0.2, 1.0)),)
@@ -70,25 +72,24 @@ class Arguments:
 # ── an image ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ours(specs: Sequence[ViewSpec]) -> Work:
+def decode_whole(data: bytes, boxes_of: region.Boxes) -> tuple[Pixels, list[crop.Box]]:
+    """What `region.decode_for` does without its extension."""
+    pixels = decode(data)
+    return pixels, boxes_of(*pixels.shape[:2])
+
+
+def ours(specs: Sequence[ViewSpec], decode_for: Callable[..., tuple[Pixels, list[crop.Box]]] = decode_whole) -> Work:
     """Decodes once and cuts all views, as `pretrain/data/reader.py` does."""
+    each = [spec for spec in specs for _ in range(spec.count)]
 
     def work(files: Sequence[bytes]) -> None:
         draws = crop.draws(0, torch.arange(len(files)), specs)
         for data, numbers in zip(files, draws, strict=True):
-            pixels = decode(data)
-            for box, spec in boxes(numbers, pixels, specs):
+            pixels, boxes = decode_for(data, partial(crop.boxes, numbers, specs=specs))
+            for box, spec in zip(boxes, each, strict=True):
                 crop.crop(pixels, box, spec)
 
     return work
-
-
-def boxes(numbers: np.ndarray, pixels: np.ndarray, specs: Sequence[ViewSpec]) -> Iterator[tuple[crop.Box, ViewSpec]]:
-    """One for each view of an image."""
-    height, width = pixels.shape[:2]
-    each = [spec for spec in specs for _ in range(spec.count)]
-    for draws, spec in zip(numbers, each, strict=True):
-        yield crop.random_box(draws, height, width, spec), spec
 
 
 def official_mae() -> Callable[[Image.Image], Tensor]:
@@ -140,7 +141,9 @@ def by_pillow(transform: Callable[[Image.Image], object]) -> Work:
 def likeness(data: bytes, g: int, specs: Sequence[ViewSpec]) -> Iterator[float]:
     """dB between our crops of an image and Pillow's bicubic of the same boxes."""
     pixels, image = decode(data), Image.open(io.BytesIO(data)).convert("RGB")
-    for box, spec in boxes(crop.draws(0, torch.tensor([g]), specs)[0], pixels, specs):
+    each = [spec for spec in specs for _ in range(spec.count)]
+    boxes = crop.boxes(crop.draws(0, torch.tensor([g]), specs)[0], pixels.shape[0], pixels.shape[1], specs)
+    for box, spec in zip(boxes, each, strict=True):
         cut = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         theirs = np.asarray(cut.resize(spec.height_width[::-1], Image.Resampling.BICUBIC), np.float64)
         error = np.square(crop.crop(pixels, box, spec).permute(1, 2, 0).numpy() - theirs).mean()
@@ -185,6 +188,14 @@ def webdataset_loader(urls: list[str], batch: int, workers: int) -> Iterable[obj
 
     shards = webdataset.WebDataset(urls, resampled=True, shardshuffle=False).shuffle(200).map(opened)
     return webdataset.WebLoader(shards.batched(batch, partial=False), batch_size=None, num_workers=workers)
+
+
+def processes(data: str, batch: int, count: int) -> Iterator[object]:
+    """The same by so many reader processes of one thread each, which take turns, instead of one with many threads."""
+    shards = ShardData(data, num_workers=1)
+    readers = [iter(shards.batches(0, 0, batch, MAE, rank, count)) for rank in range(count)]
+    while True:
+        yield from map(next, readers)
 
 
 def rate(batches: Iterable[object], batch: int, count: int) -> float:
@@ -254,6 +265,8 @@ def images_a_second(
         "ours": partial(ours(specs), files),
         "official": partial(by_pillow(official), files),
     }
+    if region.extension is not None:
+        work["ours_region"] = partial(ours(specs, region.decode_for), files)
     on_device = device_part(specs, 8)
     times: dict[str, list[float]] = {name: [] for name in (*work, "device")}
     on_device()
@@ -265,6 +278,7 @@ def images_a_second(
     torch.set_num_threads(threads)
     ratios = [theirs / mine for mine, theirs in zip(times["ours"], times["official"], strict=True)]
     alike = [value for g, data in enumerate(files) for value in likeness(data, g, specs)]
+    found = {} if region.extension is None else {"ours_region": 1 / min(times["ours_region"])} | against_whole(times)
     return {
         "ours": 1 / min(times["ours"]),
         "official": 1 / min(times["official"]),
@@ -274,7 +288,14 @@ def images_a_second(
         "psnr_p5": float(np.percentile(alike, 5)),
         "psnr_mean": float(np.mean(alike)),
         "device_microseconds": 1e6 * min(times["device"]),
-    }
+    } | found
+
+
+def against_whole(times: dict[str, list[float]]) -> dict[str, float]:
+    """How many times as fast decoding a region is as decoding the whole image."""
+    ratios = [whole / part for whole, part in zip(times["ours"], times["ours_region"], strict=True)]
+    ratio = min(times["ours"]) / min(times["ours_region"])
+    return {"ratio_region": ratio, "ratio_region_least": min(ratios), "ratio_region_greatest": max(ratios)}
 
 
 def loaders(a: Arguments, files: Sequence[bytes], bar: Any) -> dict[str, float]:
@@ -289,20 +310,36 @@ def loaders(a: Arguments, files: Sequence[bytes], bar: Any) -> dict[str, float]:
         variants: dict[str, Callable[[], Iterable[object]]] = {
             "ours": lambda: ShardData(a.data, num_workers=a.workers).batches(0, 0, a.batch, MAE),
             "ours_one_worker": lambda: ShardData(a.data, num_workers=1).batches(0, 0, a.batch, MAE),
+            "ours_processes": lambda: processes(a.data, a.batch, a.workers),
             "imagefolder": lambda: imagefolder(root, a.batch, count + _FIRST, a.workers),
             "webdataset": lambda: webdataset_loader(urls, a.batch, a.workers),
         }
-        rates: dict[str, list[float]] = {name: [] for name in variants}
+        rates: dict[str, list[float]] = {name: [] for name in (*variants, "decode_and_crop")}
+        alone = partial(ours(MAE), files)
         for _ in range(a.rounds):
             for name, make in variants.items():
                 rates[name].append(rate(make(), a.batch, count))
+            rates["decode_and_crop"].append(len(files) / on_one_thread(alone))
             bar.update()
     best = {name: max(values) for name, values in rates.items()}
     for name in ("imagefolder", "webdataset"):
         ratios = [mine / theirs for mine, theirs in zip(rates["ours"], rates[name], strict=True)]
         best |= {f"ratio_{name}": best["ours"] / best[name]}
         best |= {f"ratio_{name}_least": min(ratios), f"ratio_{name}_greatest": max(ratios)}
-    return best | {"scaling": best["ours"] / best["ours_one_worker"] / a.workers}
+    return best | {
+        "scaling": best["ours"] / best["ours_one_worker"] / a.workers,
+        "overhead": best["decode_and_crop"] / best["ours_one_worker"] - 1,
+        "ratio_processes": best["ours"] / best["ours_processes"],
+    }
+
+
+def on_one_thread(step: Callable[[], object]) -> float:
+    """Seconds of one call with torch on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = timed(step)
+    torch.set_num_threads(threads)
+    return seconds
 
 
 def timed(step: Callable[[], object]) -> float:
@@ -320,10 +357,19 @@ def show(result: dict[str, Any]) -> None:
             f"({r['ratio_least']:.2f} to {r['ratio_greatest']:.2f})   p5 {r['psnr_p5']:.1f} dB   device "
             f"{r['device_microseconds']:.0f} µs/image"
         )
+        if "ours_region" in r:
+            print(
+                f"{name:6s} ours, by regions {r['ours_region']:7.0f} images/s a core   {r['ratio_region']:.2f} times "
+                f"whole images ({r['ratio_region_least']:.2f} to {r['ratio_region_greatest']:.2f})"
+            )
     r = result["loader"]
     print(
         f"loader ours {r['ours']:7.0f}   ImageFolder {r['imagefolder']:.0f} ({r['ratio_imagefolder']:.2f} times)   "
-        f"WebDataset {r['webdataset']:.0f} images/s ({r['ratio_webdataset']:.2f} times)   scaling {r['scaling']:.2f}"
+        f"WebDataset {r['webdataset']:.0f} images/s ({r['ratio_webdataset']:.2f} times)"
+    )
+    print(
+        f"       scaling {r['scaling']:.2f}   overhead over decode-and-crop {100 * r['overhead']:.0f} %   processes "
+        f"instead of threads {r['ours_processes']:.0f} images/s"
     )
 
 

@@ -1,83 +1,114 @@
-"""Turns a folder of images into WebDataset shards with their index.
+"""Turns images, or ImageNet as people have it, into WebDataset shards with their index.
 
-    python scripts/make_shards.py images=ImageNet/train out=shards samples_per_shard=1000
+    python scripts/make_shards.py images=IMAGES out=shards samples_per_shard=1000
+    python scripts/make_shards.py imagenet=FOLDER out=shards
 
-Subfolders are classes, numbered in the order of their names; classes.json says which, and a second set written to the
-same folder (name=val) is numbered by it. A flat folder has no labels. Files are copied as they are, in an order that is
-shuffled by `seed`. A killed run goes on when it is started again.
+`images` is a folder, a tar, or either of tars for a class each. Subfolders are classes, numbered in the order of their
+names; classes.json says which, and a second set written to the same folder (name=val) is numbered by it. A flat folder
+has no labels. Files are copied as they are, in an order that is shuffled by `seed`; nothing is unpacked. A killed run
+goes on when it is started again.
+
+`imagenet` is a folder with the official archives, Kaggle's tree, or `train` and `val`; both sets are written. It stands
+for images=… val=… val_labels=…, which may be given instead: the last says which class each image of a flat `val` is of.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.arguments import script
-from pretrain.data.sample import IMAGES
-from pretrain.data.write import CLASSES, read_classes, write_shards
+from pretrain.data import imagenet
+from pretrain.data.gather import Gathered, Picture, gather
+from pretrain.data.write import CLASSES, read_classes, write_sets
 from pretrain.records import UserError
 
 
 @dataclass(frozen=True)
 class Arguments:
-    images: str
     out: str
+    images: str | None = None
+    imagenet: str | None = None
+    val: str | None = None
+    val_labels: str | None = None
     samples_per_shard: int = 1000
     name: str = "train"
     seed: int = 0
 
 
-def main(arguments: Arguments) -> None:
-    folder, out = Path(arguments.images), Path(arguments.out)
-    if not folder.is_dir():
-        raise UserError(f"images={folder}: there is no such folder")
-    if arguments.samples_per_shard < 1:
-        raise UserError(f"samples_per_shard={arguments.samples_per_shard}: must be at least 1")
-    if not re.fullmatch(r"[\w-]+", arguments.name):
-        raise UserError(f"name={arguments.name}: must be letters, digits, - and _, for it begins the shards' names")
-    files = sorted(files_in(folder))
-    images = [path for path in files if path.suffix.lower().lstrip(".") in IMAGES]
-    if not images:
-        raise UserError(f"images={folder}: there is no image in it ({', '.join(IMAGES)})")
-    found = sorted({path.relative_to(folder).parts[0] for path in images if path.parent != folder})
-    if found and any(path.parent == folder for path in images):
-        raise UserError(f"images={folder}: it holds images beside class folders; move them into a folder of their own")
+def main(a: Arguments) -> None:
+    if a.samples_per_shard < 1:
+        raise UserError(f"samples_per_shard={a.samples_per_shard}: must be at least 1")
+    if not re.fullmatch(r"[\w-]+", a.name):
+        raise UserError(f"name={a.name}: must be letters, digits, - and _, for it begins the shards' names")
+    out, sets = Path(a.out), gathered(a)
+    found = sorted({picture.label for one in sets.values() for picture in one.pictures if picture.label is not None})
     classes = (read_classes(out) or found) if found else []
     if unknown := sorted(set(found) - set(classes)):
         raise UserError(
-            f"images={folder}: {out / CLASSES} does not know the classes {', '.join(unknown[:5])}; write the set with "
+            f"images={a.images}: {out / CLASSES} does not know the classes {', '.join(unknown[:5])}; write the set with "
             "all classes first, or choose another folder"
         )
-    random.Random(arguments.seed).shuffle(images)
-    labels = {name: str(number).encode() for number, name in enumerate(classes)}
+    numbers = {name: str(number).encode() for number, name in enumerate(classes)}
 
-    def load(path: Path) -> dict[str, bytes]:
-        members = {path.suffix.lower().lstrip("."): path.read_bytes()}
-        return members | ({"cls": labels[path.relative_to(folder).parts[0]]} if classes else {})
+    def load(picture: Picture) -> dict[str, bytes]:
+        members = {picture.extension: picture.read()}
+        return members if picture.label is None else members | {"cls": numbers[picture.label]}
 
-    keys = [
-        (f"{number:08d}_{re.sub(r'[^0-9A-Za-z_-]', '_', path.stem)[:64]}", path) for number, path in enumerate(images)
-    ]
-    shards = write_shards(out, arguments.name, keys, load, arguments.samples_per_shard, classes)
-    skipped = f"; {len(files) - len(images)} files that are no images were left out" if len(files) > len(images) else ""
-    print(f"{len(images)} images of {len(found) or 'no'} classes in {len(shards)} shards{skipped}")
+    keys = {name: keyed(one.pictures, a.seed) for name, one in sets.items()}
+    shards = write_sets(out, keys, load, a.samples_per_shard, classes)
+    images, others = (sum(sizes) for sizes in zip(*((len(one.pictures), one.others) for one in sets.values()), strict=True))
+    skipped = f"; {others} files that are no images were left out" if others else ""
+    print(f"{images} images of {len(found) or 'no'} classes in {len(shards)} shards{skipped}")
 
 
-def files_in(folder: Path) -> Iterator[Path]:
-    """All files below a folder, through links to other folders (each visited once), without what is hidden."""
-    visited = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(parent))
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) not in visited
-        )
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
+def gathered(a: Arguments) -> dict[str, Gathered]:
+    """The images of each set, all of them labelled or none.
+
+    Raises:
+        UserError: what is asked for is not there, or which classes it is of cannot be told.
+    """
+    if (a.images is None) == (a.imagenet is None):
+        raise UserError("images=… is missing: give it, or imagenet=…, and not both")
+    if a.imagenet is not None:
+        images, val, labels = imagenet.find(Path(a.imagenet))
+        val = Path(a.val) if a.val else val
+    else:
+        images, val, labels = Path(a.images or ""), Path(a.val) if a.val else None, None
+    if a.val_labels is not None:
+        labels = Path(a.val_labels)
+        if val is None:
+            raise UserError(f"val_labels={a.val_labels}: is for val=…, which is missing")
+        if not labels.exists():
+            raise UserError(f"val_labels={a.val_labels}: there is no such file")
+    sets = {a.name: gather(images)}
+    if val is None:
+        return sets
+    if a.name == "val":
+        raise UserError("name=val: is the name of the second set; choose another for the first")
+    classes = sorted({picture.label for picture in sets[a.name].pictures if picture.label is not None})
+    pictures, others = gather(val)
+    if a.val_labels is not None or (labels is not None and pictures[0].label is None):
+        assert labels is not None
+        pictures = imagenet.labelled(pictures, labels, classes)
+    if classes and pictures[0].label is None:
+        raise UserError(f"val={val}: which classes its images are of cannot be told: give val_labels=…")
+    if strangers := sorted({picture.label for picture in pictures if picture.label is not None} - set(classes)):
+        raise UserError(f"val={val}: {', '.join(strangers[:5])} are classes without a training image; give val_labels=…")
+    return sets | {"val": Gathered(pictures, others)}
+
+
+def keyed(pictures: Sequence[Picture], seed: int) -> list[tuple[str, Picture]]:
+    """Images in their order, by the stems of their names, which are numbered where they are not all different."""
+    shuffled = list(pictures)
+    random.Random(seed).shuffle(shuffled)
+    stems = [re.sub(r"[^0-9A-Za-z_-]", "_", picture.stem)[:64] for picture in shuffled]
+    if len(set(stems)) < len(stems) or not all(stems):
+        stems = [f"{number:08d}_{stem}" for number, stem in enumerate(stems)]
+    return list(zip(stems, shuffled, strict=True))
 
 
 if __name__ == "__main__":

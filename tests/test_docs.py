@@ -19,7 +19,7 @@ from pretrain.arguments import quote
 from pretrain.assemble import instantiate
 from pretrain.config import mistakes
 from pretrain.overrides import composed
-from tests.data.shards import write_shards
+from tests.data.shards import image_bytes, write_shards, write_tar
 from tests.scripts import run_script
 
 ROOT = Path(__file__).parent.parent
@@ -122,6 +122,18 @@ def take_in(words: list[str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def measure_scales(words: list[str]) -> None:
+    """On photographs large enough, of one colour each."""
+    images = [(f"{number}.jpg", image_bytes(number, size=(350, 360), kind="JPEG")) for number in range(9)]
+    write_tar(Path("photographs.tar"), images)
+    words = [word.replace("data=SHARDS", "data=photographs.tar") for word in words if not word.startswith("images=")]
+    result = run_script("bench_scaled", *words, "images=1", "rounds=1")
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(Path("scaled.json").read_text())
+    assert measured["mosaic"]["mae"]["share_by_factor"].keys() <= {"2", "4"}
+    assert measured["enlarged"]["dino"]["psnr_p5"] > 40
+
+
 def make_again(words: list[str]) -> None:
     """An incident, here of a run whose every step overflows."""
     train(
@@ -156,6 +168,8 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
         elif words[:2] == ["python", "scripts/order_quality.py"]:
             few = ["samples=4000", "classes=40", "shard=100", "batch=[64]", "streams=[8,2]", "window=[16]"]
             assert run_script("order_quality", *words[2:], *few).returncode == 0
+        elif words[:2] == ["python", "scripts/bench_scaled.py"]:
+            measure_scales(words[2:])
         elif words[:2] == ["python", "scripts/make_digits.py"]:  # as many shards, of less
             few = [word for word in words[2:] if not word.startswith("repeats=")] + ["side=16", "samples_per_shard=100"]
             assert run_script("make_digits", *few, "repeats=1").returncode == 0

@@ -1,53 +1,62 @@
 """The index of a set of shards: how many samples each has, its hash, and where every sample's members lie.
 
-`index.json` lists the shards (name, count, bytes, sha256); beside it each shard has its sidecar (`sidecar.py`), which
-is mapped when a sample of that shard is first asked for. Our tools write both beside the shards. For foreign,
-read-only or remote shards they are built once into a cache folder, one shard whole at a time, so that a build that
-was killed goes on where it stopped.
+`listing.py` says what is known of shards without reading them, `crew.py` scans the others; each shard has its sidecar
+(`sidecar.py`), which is mapped when a sample of that shard is asked for.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import json
-import os
-import re
+import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from pretrain.data import listing, source
+from pretrain.data.crew import scan_all
+from pretrain.data.listing import owns_index as owns_index
+from pretrain.data.listing import write_index as write_index
+from pretrain.data.sidecar import Part, Shard, Sidecar
+from pretrain.problem import UserError
 
-from pretrain.data import source
-from pretrain.data.sidecar import Part, Shard, Sidecar, from_sidecar, scan
-from pretrain.files import replace_file
-from pretrain.records import UserError
-
-_ROW = {"name", "count", "bytes", "sha256", "modified", "sidecar"}  # of a shard in index.json
-_THREADS = 8
+_MAPPED = 4096  # sidecars at a time: Linux lets a process map 65,530 files
 
 
 class Index:
-    """Shards with the places of all their samples. Small: a sidecar is mapped when it is first needed."""
+    """Shards with the places of all their samples, and how they are reached; for any number of threads.
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    Small: the sidecars used last are mapped, and only they.
+    """
+
+    def __init__(self, shards: Sequence[Shard], access: source.Access | None = None) -> None:
         self.shards = list(shards)
-        self._sidecars: dict[int, Sidecar] = {}
+        self.access = access or source.PLAIN
+        self._lock = threading.Lock()  # guards the next
+        self._sidecars: OrderedDict[int, Sidecar] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "_sidecars": {}}
+        return {"shards": self.shards, "access": self.access}
 
-    @property
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Index]) -> Index:
+        """The shards of several end to end."""
+        return cls([shard for part in parts for shard in part.shards], parts[0].access)
+
+    @cached_property
     def counts(self) -> list[int]:
         return [shard.count for shard in self.shards]
 
-    @property
+    @cached_property
     def num_samples(self) -> int:
         return sum(self.counts)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Identifies the samples and their order, wherever the shards lie."""
         lines = [f"{shard.count} {shard.size} {shard.sha256}\n" for shard in self.shards]
@@ -62,150 +71,79 @@ class Index:
         return self._sidecar(shard).key(member)
 
     def _sidecar(self, shard: int) -> Sidecar:
-        if shard not in self._sidecars:
-            self._sidecars[shard] = Sidecar(self.shards[shard].sidecar)
-        return self._sidecars[shard]
+        with self._lock:
+            found = self._sidecars.get(shard)
+            if found is not None:
+                self._sidecars.move_to_end(shard)
+                return found
+        found = self._map(self.shards[shard])
+        with self._lock:
+            self._sidecars[shard] = found
+            while len(self._sidecars) > _MAPPED:
+                self._sidecars.popitem(last=False)
+        return found
+
+    @staticmethod
+    def _map(shard: Shard) -> Sidecar:
+        try:
+            sidecar = Sidecar(shard.sidecar)
+        except FileNotFoundError:
+            raise UserError(f"`{shard.sidecar}` is gone since the run began: start again, and it is built") from None
+        if (sidecar.header["count"], sidecar.header["sha256"]) != (shard.count, shard.sha256):
+            raise UserError(f"`{shard.sidecar}` is of another `{shard.name}`: delete it, and it is built again")
+        return sidecar
 
 
-def open_index(urls: Sequence[str], index_dir: str | None = None, prefix: str = "data.") -> Index:
+def open_index(
+    urls: Sequence[str], index_dir: str | None = None, prefix: str = "data.", access: source.Access | None = None
+) -> Index:
     """The index of shards: from beside them, from the cache, or built now with a progress bar.
 
     Args:
         urls: the shards, as `source.expand` gives them.
-        index_dir: where to keep what is built; None means `~/.cache/pretrain/index`. A folder named by the digest of
-            the list is made in it.
+        index_dir: where to keep what is built; None means `~/.cache/pretrain/index`.
         prefix: what keys begin with where a mistake's advice names them: `data.` in a run, nothing in a script.
+        access: to remote shards.
 
     Raises:
         UserError: shards are damaged or cannot be read (all of them are named), or the cache cannot be written.
     """
-    urls, known, foreign = _known(urls)
+    urls = listing.absolute(urls)
+    known = listing.beside(urls)
+    foreign = [url for url in urls if url not in known]
     if foreign:
-        known.update(_cached(foreign, _cache(foreign, index_dir), prefix))
-    return Index([known[url] for url in urls])
+        known.update(_cached(foreign, index_dir, prefix, access or source.PLAIN))
+    return Index([known[url] for url in urls], access)
 
 
-def count_known(urls: Sequence[str], index_dir: str | None = None) -> int | None:
-    """How many samples shards have, None if one of them has no index yet; reads no shard."""
-    _, known, foreign = _known(urls)
-    sidecars = _sidecars(foreign, _cache(foreign, index_dir))
-    shards = [*known.values(), *(from_sidecar(url, sidecar) for url, sidecar in sidecars.items())]
-    return sum(shard.count for shard in shards if shard) if all(shards) else None
+def _cached(urls: Sequence[str], index_dir: str | None, prefix: str, access: source.Access) -> dict[str, Shard]:
+    """Shards by the cache; those that it does not know are scanned."""
+    folder = listing.cache_folder(index_dir)
+    shards, from_table = listing.cached(urls, folder)
+    if missing := [url for url in urls if url not in shards]:
+        _make_writable(folder, prefix)
+        shards |= {shard.url: shard for shard in scan_all(listing.sidecars(missing, folder), prefix, access)}
+    if not from_table:
+        listing.write_table(urls, shards, folder)
+    return shards
 
 
-def write_index(folder: Path, shards: Sequence[Shard]) -> None:
-    """Writes `index.json` for local shards whose sidecars stand beside them; it keeps those listed there before."""
-    names = {shard.name for shard in shards}
-    rows = [row for row in _listed(folder)[0].values() if row["name"] not in names and (folder / row["name"]).is_file()]
-    rows += [
-        {
-            "name": shard.name,
-            "count": shard.count,
-            "bytes": shard.size,
-            "sha256": shard.sha256,
-            "modified": int(os.stat(shard.url).st_mtime),
-            "sidecar": shard.sidecar.name,
-        }
-        for shard in shards
-    ]
-    rows.sort(key=lambda row: row["sidecar"])
-    replace_file(folder / "index.json", json.dumps({"format": 1, "shards": rows}, indent=1).encode())
-
-
-def owns_index(folder: Path) -> bool:
-    """Whether the folder's `index.json`, if there is one, is of this format."""
-    return _listed(folder)[1]
-
-
-def _known(urls: Sequence[str]) -> tuple[list[str], dict[str, Shard], list[str]]:
-    """(the shards, local ones by their whole path; those that come with an index; the others)."""
-    urls = [os.path.abspath(url) if source.is_local(url) else url for url in urls]
-    known = {url: shard for url in urls if (shard := _beside(url)) is not None}
-    _beside_rows.cache_clear()
-    return urls, known, [url for url in urls if url not in known]
-
-
-def _beside(url: str) -> Shard | None:
-    """What the index beside a local shard says of it, if it is there and of this very file: size and second agree."""
-    if not source.is_local(url):
-        return None
-    folder, name = Path(url).parent, Path(url).name
-    row = _beside_rows(folder).get(name)
-    if row is None or not (folder / row["sidecar"]).is_file():
-        return None
-    status = os.stat(url)
-    if row["bytes"] != status.st_size or row["modified"] != int(status.st_mtime):
-        return None
-    return Shard(url, row["count"], row["bytes"], row["sha256"], folder / row["sidecar"])
-
-
-@functools.cache
-def _beside_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read once for all shards of a folder."""
-    return _listed(folder)[0]
-
-
-def _listed(folder: Path) -> tuple[dict[str, dict[str, Any]], bool]:
-    """(the shards that a folder's `index.json` lists, by name; whether it is of this format, or not there at all)."""
-    try:
-        content = json.loads((folder / "index.json").read_bytes())
-        rows = {row["name"]: row for row in content["shards"] if row.keys() >= _ROW}
-        return rows, content.get("format") == 1 and all(row.keys() >= _ROW for row in content["shards"])
-    except FileNotFoundError:
-        return {}, True
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # somebody else's
-        return {}, False
-
-
-def _cached(urls: Sequence[str], folder: Path, prefix: str) -> dict[str, Shard]:
-    """Shards from sidecars in `folder`; what is missing there, or older than its shard, is scanned."""
+def _make_writable(folder: Path, prefix: str) -> None:
+    """Finds out that an index cannot be kept before shards are read for it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as failure:
         raise UserError(
             f"cannot write the index to `{folder}` ({failure.strerror}): name another folder by {prefix}index_dir"
         ) from None
-    sidecars = _sidecars(urls, folder)
-    shards = {url: shard for url in urls if (shard := from_sidecar(url, sidecars[url])) is not None}
-    missing = [url for url in urls if url not in shards]
-    if missing:
-        for shard in _scan_all({url: sidecars[url] for url in missing}, prefix):
-            shards[shard.url] = shard
-    return shards
 
 
-def _cache(foreign: Sequence[str], index_dir: str | None) -> Path:
-    """Where the index of shards that come without one is kept."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    digest = hashlib.sha256("\n".join(foreign).encode()).hexdigest()[:16]
-    return Path(index_dir or os.path.join(cache, "pretrain", "index")) / digest
-
-
-def _sidecars(urls: Sequence[str], folder: Path) -> dict[str, Path]:
-    return {url: folder / f"{number:06d}-{_safe_name(url)}.idx" for number, url in enumerate(urls)}
-
-
-def _safe_name(url: str) -> str:
-    """The last component of a shard's address, as a file may be called."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", url.rstrip("/").rpartition("/")[2].partition("?")[0])
-
-
-def _scan_all(sidecars: dict[str, Path], prefix: str) -> list[Shard]:
-    """Scans shards several at a time, and reports all that are damaged in one message."""
-    mistakes = []
-
-    def attempt(url: str) -> Shard | None:
-        try:
-            return scan(url, sidecars[url], prefix)
-        except UserError as mistake:
-            mistakes.append(str(mistake))
-            return None
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        scanned = list(
-            tqdm(pool.map(attempt, sidecars), total=len(sidecars), desc="indexing shards", unit="shard", delay=1)
-        )
-    if mistakes:
-        more = f"\nand {len(mistakes) - 10} more" if len(mistakes) > 10 else ""
-        raise UserError("\n".join(sorted(mistakes)[:10]) + more)
-    return [shard for shard in scanned if shard is not None]
+def count_known(urls: Sequence[str], index_dir: str | None = None) -> int | None:
+    """How many samples shards have, None if one of them has no index yet; reads no shard."""
+    urls = listing.absolute(urls)
+    known = listing.beside(urls)
+    foreign = [url for url in urls if url not in known]
+    known |= listing.cached(foreign, listing.cache_folder(index_dir))[0]
+    return sum(shard.count for shard in known.values()) if len(known) == len(urls) else None

@@ -119,6 +119,11 @@ class Mixture:
         self._shards = _before([len(order.counts) for order in orders])
         self._blocks: OrderedDict[int, _Block] = OrderedDict()
 
+    @property
+    def held(self) -> int:
+        """Samples of all open windows."""
+        return sum(order.held for order in self.orders)
+
     def source(self, g: int) -> tuple[int, int]:
         """(source, number among the samples of that source) of sample number g."""
         hand, inside = divmod(g, HAND)

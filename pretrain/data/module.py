@@ -6,24 +6,19 @@ shared memory. Where a run stands in its data is one number, the samples it has 
 
 from __future__ import annotations
 
-import atexit
 import logging
-import multiprocessing
-import multiprocessing.process
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, IterableDataset
-
-from pretrain.data import mixture, source
+from pretrain.data import cache, mixture, source
 from pretrain.data.index import Index, count_known, open_index
+from pretrain.data.loader import Loader
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
+from pretrain.data.reader import BatchStream, Numbers
+from pretrain.data.report import BadSamples
 from pretrain.data.training import TrainingShards, fitted, source_shares
-from pretrain.process import spawning
-from pretrain.records import Batch, Problem, Replaced, SourceShare, UserError
+from pretrain.records import Problem, SourceShare, UserError
+from pretrain.view import region
 from pretrain.view.spec import ViewSpec
 
 log = logging.getLogger(__name__)
@@ -31,10 +26,7 @@ log = logging.getLogger(__name__)
 Patterns = str | Sequence[str]
 NamedPatterns = dict[str, Patterns]  # of several data sets
 
-_LEAST_TO_JUDGE = 1000  # samples before the share of bad ones means anything
 _SUBSET_WINDOW = 256  # samples of a random subset that are held compressed, and read in the order of the shards
-_NAMED = 10  # bad samples that the log names one by one
-_READERS: set[multiprocessing.process.BaseProcess] = set()
 
 
 class ShardData:
@@ -49,9 +41,16 @@ class ShardData:
         num_workers: threads that decode in the device's reader process; 0 reads in the training process itself.
         prefetch: batches that wait, ready, for the device.
         val_samples: how many samples of `val` an evaluation looks at, at most.
+        storage_options: for the drivers of object stores, as their own documents name them.
+        cache_dir: where copies of remote shards are kept; None keeps none.
+        cache_size: bytes that they may have, or words like 200GB.
         index_dir: where an index is built for shards that come without one; None is a cache folder.
         allow_pipe: whether `pipe:` commands, which run in a shell, are allowed.
         max_bad_fraction: share of samples that may fail to decode before the run stops.
+        scaled_decode: whether JPEGs of a million pixels are decoded at 1/2, 1/4 or 1/8 where no view needs more.
+
+    Attributes:
+        bad, bad_in_evaluation: the record of samples that could not be decoded.
     """
 
     def __init__(
@@ -64,18 +63,25 @@ class ShardData:
         num_workers: int = 4,
         prefetch: int = 2,
         val_samples: int = 1024,
+        storage_options: dict[str, Any] | None = None,
+        cache_dir: str | None = None,
+        cache_size: int | str = "100GB",
         index_dir: str | None = None,
         allow_pipe: bool = False,
         max_bad_fraction: float = 0.01,
+        scaled_decode: bool = False,
     ) -> None:
         self.num_workers = num_workers
         self.prefetch = prefetch
         self.val_samples = val_samples
         self.max_bad_fraction = max_bad_fraction
-        self.training = open_training(train, sources, index_dir, allow_pipe)
+        self.bad, self.bad_in_evaluation = BadSamples(), BadSamples("evaluation goes on without it", once=True)
+        access = source.access_of(storage_options, cache_dir, cache_size)
+        self.scaled_decode = scaled_decode
+        self.training = open_training(train, sources, index_dir, allow_pipe, access=access)
         self.train = self.training.index
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
-        self.val = None if val is None else open_shards(val, index_dir, allow_pipe)
+        self.val = None if val is None else open_shards(val, index_dir, allow_pipe, access=access)
 
     @staticmethod
     def problems(
@@ -85,6 +91,9 @@ class ShardData:
         num_workers: int,
         prefetch: int,
         val_samples: int,
+        storage_options: dict[str, Any] | None,
+        cache_dir: str | None,
+        cache_size: int | str,
         allow_pipe: bool,
         max_bad_fraction: float,
         **_: object,
@@ -94,10 +103,12 @@ class ShardData:
                 "train",
                 "is missing: name the training shards by data.train=… or the variable PRETRAIN_TRAIN_SHARDS",
             )
+        access = source.access_of(storage_options)
         yield from _mixture_problems(train, sources)
         for argument, name, patterns in (*(("train", *one) for one in named(train).items()), ("val", "", val)):
-            mistakes = [] if patterns is None else source.expand(patterns, allow_pipe)[1]
+            mistakes = [] if patterns is None else source.expand(patterns, allow_pipe, access=access)[1]
             yield from ((argument, f"{name}: {mistake}" if name else mistake) for mistake in mistakes)
+        yield from cache.problems(cache_dir, cache_size)
         for name, value, least in (
             ("num_workers", num_workers, 0),
             ("prefetch", prefetch, 1),
@@ -113,8 +124,9 @@ class ShardData:
         return self.train.num_samples
 
     def identity(self) -> dict[str, Any]:
-        """What decides which sample is number g, beside the seed: another value is another order."""
-        return self.training.identity(self.shuffle)
+        """What decides which sample is number g and its pixels, beside the seed: another value is another run."""
+        scaled = {"scaled_decode": True} if self.scaled_decode else {}
+        return self.training.identity(self.shuffle) | scaled
 
     def batches(
         self, seed: int, start: int, batch: int, views: Sequence[ViewSpec], rank: int = 0, world: int = 1
@@ -122,8 +134,12 @@ class ShardData:
         """Batches of training samples for one rank, without end, from sample number `start` on."""
         order = self.training.order(seed, self.shuffle)
         numbers = Numbers(start + rank, world, batch)
-        stream = BatchStream(self.train, order, numbers, tuple(views), threads=self.num_workers)
-        return Loader(stream, self.prefetch, self.max_bad_fraction)
+        stream = BatchStream(
+            self.train, order, numbers, tuple(views), threads=self.num_workers, scaled=self.scaled_decode
+        )
+        if region.extension is not None:
+            log.info("JPEGs are decoded only where crops need them, by pretrain_region")
+        return Loader(stream, self.prefetch, self.max_bad_fraction, bad=self.bad)
 
     def val_batches(self, seed: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
         """The same batches of validation samples every time, with the crops of training."""
@@ -140,7 +156,7 @@ class ShardData:
         numbers = Numbers(0, 1, batch, min(count, self.val.num_samples))
         order = Order(self.val.counts, seed, whole)
         stream = BatchStream(self.val, order, numbers, tuple(views), random=False, threads=self.num_workers)
-        return Loader(stream, self.prefetch, 1.0, background=False)
+        return Loader(stream, self.prefetch, 1.0, background=False, bad=self.bad_in_evaluation)
 
     def examples(self, seed: int, count: int, views: Sequence[ViewSpec]) -> Loader:
         """One batch of so many samples, the same every time: of `val`, or else the first of training."""
@@ -148,7 +164,9 @@ class ShardData:
 
     def _fixed(self, index: Index, seed: int, stop: int, batch: int, views: Sequence[ViewSpec]) -> Loader:
         order = Order(index.counts, seed, self.shuffle)
-        return Loader(BatchStream(index, order, Numbers(0, 1, batch, stop), tuple(views)), self.prefetch, 1.0)
+        numbers = Numbers(0, 1, batch, stop)
+        stream = BatchStream(index, order, numbers, tuple(views), scaled=self.scaled_decode)
+        return Loader(stream, self.prefetch, 1.0, bad=self.bad_in_evaluation)
 
 
 def named(train: Patterns | NamedPatterns | None) -> NamedPatterns:
@@ -174,8 +192,9 @@ def open_training(
     index_dir: str | None = None,
     allow_pipe: bool = False,
     prefix: str = "data.",
+    access: source.Access | None = None,
 ) -> TrainingShards:
-    """The training shards that patterns stand for; `prefix` as for `source.expand`.
+    """The training shards that patterns stand for; `prefix` and `access` as for `source.expand`.
 
     Raises:
         UserError: a data set has no shards, or they cannot be read (those of all data sets are named).
@@ -183,7 +202,7 @@ def open_training(
     indexes, lines = {}, []
     for name, patterns in (named(train) or {"": []}).items():
         try:
-            indexes[name] = open_shards(patterns, index_dir, allow_pipe, prefix)
+            indexes[name] = open_shards(patterns, index_dir, allow_pipe, prefix, access)
         except UserError as mistake:
             lines.append(f"{name}: {mistake}" if name else str(mistake))
     if lines:
@@ -192,17 +211,21 @@ def open_training(
 
 
 def open_shards(
-    patterns: Patterns | None, index_dir: str | None = None, allow_pipe: bool = False, prefix: str = "data."
+    patterns: Patterns | None,
+    index_dir: str | None = None,
+    allow_pipe: bool = False,
+    prefix: str = "data.",
+    access: source.Access | None = None,
 ) -> Index:
-    """The index of the shards that patterns stand for; `prefix` as for `source.expand`.
+    """The index of the shards that patterns stand for; `prefix` and `access` as for `source.expand`.
 
     Raises:
         UserError: there are none, or they cannot be read.
     """
-    shards, mistakes = source.expand(patterns or [], allow_pipe, prefix)
+    shards, mistakes = source.expand(patterns or [], allow_pipe, prefix, access)
     if mistakes or not shards:
         raise UserError("\n".join(mistakes) or "no shards are named")
-    index = open_index(shards, index_dir, prefix)
+    index = open_index(shards, index_dir, prefix, access)
     if not index.num_samples:
         raise UserError(f"`{patterns}`: there is no image in any of the {len(shards)} shards")
     return index
@@ -231,87 +254,3 @@ def known_shares(
 def _known_size(patterns: Patterns, index_dir: str | None) -> int | None:
     shards, mistakes = source.expand(patterns, allow_pipe=True)
     return None if mistakes or not shards else count_known(shards, index_dir)
-
-
-class Loader:
-    """An iterable over a stream of batches that a reader process prepares.
-
-    Args:
-        stream: of the batches.
-        prefetch: batches that wait, ready.
-        max_bad_fraction: share of samples that may fail to decode.
-        background: whether there is such a process, unless the stream has no threads either.
-
-    Raises, while iterating:
-        UserError: data cannot be read, or too many samples cannot be decoded.
-    """
-
-    def __init__(
-        self, stream: BatchStream, prefetch: int = 2, max_bad_fraction: float = 0.01, background: bool = True
-    ) -> None:
-        self.stream = stream
-        self.max_bad_fraction = max_bad_fraction
-        self.bad: Counter[str] = Counter()  # by shard
-        background = background and stream.threads > 0
-        self._loader = DataLoader(
-            _Guarded(stream),
-            batch_size=None,
-            num_workers=int(background),
-            prefetch_factor=prefetch if background else None,
-            pin_memory=torch.cuda.is_available(),
-            multiprocessing_context=multiprocessing.get_context("spawn") if background else None,
-        )
-
-    def __iter__(self) -> Iterator[Batch]:
-        seen = 0
-        with spawning():
-            batches = iter(self._loader)
-        readers = getattr(batches, "_workers", [])
-        _READERS.update(readers)
-        try:
-            for item in batches:
-                if isinstance(item, str):
-                    raise UserError(item)
-                seen += len(item)
-                self._count(item.replaced, seen)
-                yield item
-        finally:
-            del batches  # ends the reader, or gives up after some seconds
-            for reader in readers:
-                if reader.is_alive():  # it hangs on a stalled disk or server
-                    reader.kill()
-                _READERS.discard(reader)
-
-    def _count(self, replaced: Iterable[Replaced], seen: int) -> None:
-        for bad in replaced:
-            self.bad[bad.shard] += 1
-            if self.bad.total() <= _NAMED:
-                log.warning(
-                    "sample `%s` of `%s` cannot be decoded (%s): another one stands in", bad.key, bad.shard, bad.cause
-                )
-        if self.bad.total() > self.max_bad_fraction * max(seen, _LEAST_TO_JUDGE):
-            worst, count = self.bad.most_common(1)[0]
-            raise UserError(
-                f"{self.bad.total()} of {seen} samples cannot be decoded, more than data.max_bad_fraction="
-                f"{self.max_bad_fraction} allows; the worst shard is `{worst}` with {count}"
-            )
-
-
-class _Guarded(IterableDataset[Batch | str]):
-    """The stream, with its failures as sentences: an exception would reach the user as a worker's traceback."""
-
-    def __init__(self, stream: BatchStream) -> None:
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[Batch | str]:
-        try:
-            yield from self.stream
-        except (source.ReadError, BrokenDataError) as failure:
-            yield str(failure)
-
-
-@atexit.register
-def _kill_readers() -> None:
-    """Readers are deaf to SIGTERM, by which multiprocessing would end those that an exception has left behind."""
-    for reader in _READERS:
-        reader.kill()

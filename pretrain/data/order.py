@@ -64,6 +64,10 @@ class SampleOrder(Protocol):
     seed: int
     num_samples: int
 
+    @property
+    def held(self) -> int:
+        """Samples of all open windows."""
+
     def place(self, g: int) -> tuple[int, int, int]:
         """(epoch, stream, offset inside the stream) of sample number g."""
 
@@ -98,6 +102,11 @@ class Order:
         self.streams = max(1, min(self.shuffle.streams, self.num_samples // self.shuffle.window))
         self._layouts: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
         self._run_orders: OrderedDict[int, Ints] = OrderedDict()
+
+    @property
+    def held(self) -> int:
+        """Samples of all open windows."""
+        return self.streams * self.shuffle.window
 
     def place(self, g: int) -> tuple[int, int, int]:
         """(epoch, stream, offset inside the stream) of sample number g."""

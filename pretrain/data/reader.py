@@ -8,31 +8,35 @@ of a sample (twice that while windows overlap), and `ahead` batches of pixels.
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from pretrain.data.index import Index
 from pretrain.data.order import SampleOrder
+from pretrain.data.ring import Ring, empty_views
 from pretrain.data.sample import IMAGES
 from pretrain.data.sidecar import Part
-from pretrain.data.source import Reader
+from pretrain.data.source import Reader, is_remote
 from pretrain.records import Batch, Replaced
 from pretrain.view import color, crop
-from pretrain.view.decode import DecodeError, Pixels, decode
+from pretrain.view.array import decode_array
+from pretrain.view.pixels import DecodeError, Pixels
+from pretrain.view.region import decode_for
 from pretrain.view.spec import ViewSpec
 
 _IO_THREADS = 8
+_REMOTE_THREADS = 64  # that read from a network: they do nothing but wait
 _GAP = 4  # a range read goes on over members that it does not need if there are fewer than this
 _REPLACEMENTS = 16  # broken samples in a row before a shard list is given up
 
@@ -67,11 +71,22 @@ class Windows:
 
     def __init__(self, index: Index, order: SampleOrder, numbers: Numbers, executor: Executor) -> None:
         self.index, self.order, self.numbers = index, order, numbers
-        self.reader = Reader()
+        self.reader = Reader(index.access)
         self._executor = executor
         self._lock = threading.Lock()
         self._asked: dict[tuple[int, int, int], int] = {}  # window → samples of it still to come
         self._samples: dict[int, tuple[int, int, Future[dict[int, bytes]]]] = {}  # g → shard, member, bytes of the run
+
+    def ahead(self, batches: Iterable[range], reach: int) -> Iterator[range]:
+        """The batches, each once what it and the `reach` after it need has been asked for."""
+        asked: deque[range] = deque()
+        for gs in batches:
+            for g in gs:
+                self.ask(g)
+            asked.append(gs)
+            if len(asked) > reach:
+                yield asked.popleft()
+        yield from asked
 
     def ask(self, g: int) -> None:
         """Starts reading the window of g, if that has not been done. Call in the order of g."""
@@ -137,7 +152,7 @@ def neighbours(samples: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[i
 
 @dataclass
 class BatchStream(IterableDataset[Batch]):
-    """Batches of uint8 views in the order of g, without end unless `numbers.stop` is given.
+    """Batches of views in the order of g, without end unless `numbers.stop` is given.
 
     Args:
         index, order: of the shards.
@@ -146,6 +161,8 @@ class BatchStream(IterableDataset[Batch]):
         random: whether crops are random; if not, there is one central crop a view.
         threads: that decode; 0 means none: everything happens when a batch is asked for.
         ahead: batches that are being decoded at once.
+        ring: whose slots are filled, if the batches go to another process; each then leaves by `ring.pack`.
+        scaled: whether large JPEGs may be decoded at a smaller scale.
     """
 
     index: Index
@@ -155,12 +172,14 @@ class BatchStream(IterableDataset[Batch]):
     random: bool = True
     threads: int = 0
     ahead: int = 2
+    ring: Ring | None = None
+    scaled: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
-        with ThreadPoolExecutor(_IO_THREADS) as readers, _pool(self.threads) as pool:
+        with ThreadPoolExecutor(self.readers) as readers, _pool(self.threads) as pool:
             windows = Windows(self.index, self.order, self.numbers, readers if self.threads else Inline())
             pending: deque[Callable[[], Batch]] = deque()
-            batches = self.numbers.batches()
+            batches = windows.ahead(self.numbers.batches(), self.reach)
             for gs in islice(batches, self.ahead - 1 if self.threads else 0):
                 pending.append(self._submit(gs, windows, pool))
             try:
@@ -170,16 +189,35 @@ class BatchStream(IterableDataset[Batch]):
                 while pending:
                     yield pending.popleft()()
             finally:
+                windows.reader.stop()
                 for executor in (pool, readers):
                     executor.shutdown(wait=True, cancel_futures=True)
                 windows.reader.close()
 
+    @property
+    def remote(self) -> bool:
+        return any(is_remote(shard.url) for shard in self.index.shards)
+
+    @property
+    def readers(self) -> int:
+        """How many threads read."""
+        return _REMOTE_THREADS if self.remote else _IO_THREADS
+
+    @property
+    def reach(self) -> int:
+        """How many batches more than are being decoded are asked for, so that a network's delay is over when they are.
+
+        Half of a window in all, so that no stream holds more than the two windows that the bound on memory allows.
+        """
+        if not self.remote or not self.threads:
+            return 0
+        batch = self.numbers.batch * self.numbers.step
+        return max(0, self.order.held // (2 * batch) - self.ahead)
+
     def _submit(self, gs: range, windows: Windows, pool: Executor) -> Callable[[], Batch]:
         """Starts work on a batch; the result waits for it."""
-        for g in gs:
-            windows.ask(g)
         numbers = torch.tensor(gs)
-        views = tuple(_empty_views(spec, len(gs)) for spec in self.specs)
+        views = empty_views(self.specs, len(gs)) if self.ring is None else self.ring.views(len(gs))
         labels = torch.full((len(gs),), -1)
         draws = crop.draws(self.order.seed, numbers, self.specs) if self.random else None
         colors = color.draws(self.order.seed, numbers, self.specs) if self.random else None
@@ -188,10 +226,10 @@ class BatchStream(IterableDataset[Batch]):
 
         def work(places: range) -> None:
             for i in places:
-                sample = self._sample(gs[i], windows, replaced)
+                sample = self._sample(gs[i], windows, replaced, None if draws is None else draws[i])
                 keys[i] = sample.key
                 labels[i] = sample.label
-                self._cut(sample.pixels, None if draws is None else draws[i], [view[:, i] for view in views])
+                self._cut(sample, [view[:, i] for view in views])
 
         size = max(1, min(16, -(-len(gs) // max(1, self.threads))))
         tasks = [pool.submit(work, range(i, min(i + size, len(gs)))) for i in range(0, len(gs), size)]
@@ -204,14 +242,15 @@ class BatchStream(IterableDataset[Batch]):
 
         return result
 
-    def _sample(self, g: int, windows: Windows, replaced: list[Replaced]) -> _Sample:
+    def _sample(self, g: int, windows: Windows, replaced: list[Replaced], draws: np.ndarray | None) -> _Sample:
         """Sample g, or the one that stands in for it if it cannot be decoded: which one depends on (seed, g) alone."""
         shard, member, parts = windows.take(g)
         for attempt in range(_REPLACEMENTS):
             try:
-                return _Sample(self.index.key(shard, member), _label(parts), _decode(parts))
+                return _Sample(self.index.key(shard, member), _label(parts), *self._decode(parts, draws))
             except DecodeError as failure:
-                bad = Replaced(g, self.index.shards[shard].name, self.index.key(shard, member), str(failure))
+                name, key = self.index.shards[shard].name, self.index.key(shard, member)
+                bad = Replaced(g, name, key, str(failure), failure.kind)
             replaced.append(bad)
             shard, member = self.order.substitute(g, attempt)
             parts = windows.read(shard, member)
@@ -219,30 +258,24 @@ class BatchStream(IterableDataset[Batch]):
             f"{_REPLACEMENTS} samples in a row cannot be decoded, last `{bad.key}` of `{bad.shard}`: {bad.cause}"
         )
 
-    def _cut(self, pixels: Pixels, draws: Any, places: Sequence[Tensor]) -> None:
+    def _decode(self, parts: dict[str, bytes], draws: np.ndarray | None) -> tuple[Pixels, list[crop.Box]]:
+        """The pixels that the views of a sample need, and the box of each view in them.
+
+        Of several images in a sample it is the first of `IMAGES`, and where arrays are wanted the last.
+        """
+        images = [parts[extension] for extension in IMAGES if extension in parts]
+        if self.specs[0].pixels == "rgb":
+            views = [spec.height_width for spec in self.specs for _ in range(spec.count)] if self.scaled else None
+            return decode_for(images[0], lambda height, width: crop.boxes(draws, height, width, self.specs), views)
+        pixels = decode_array(images[-1], self.specs[0].channels, np.dtype(self.specs[0].pixels))
+        return pixels, crop.boxes(draws, pixels.shape[0], pixels.shape[1], self.specs)
+
+    def _cut(self, sample: _Sample, places: Sequence[Tensor]) -> None:
         """Writes all views of an image to their places, [V, C, h, w] a specification."""
-        height, width = pixels.shape[:2]
-        view = 0
+        boxes = iter(sample.boxes)
         for spec, place in zip(self.specs, places, strict=True):
             for number in range(spec.count):
-                if draws is None:
-                    box = crop.central_box(height, width, spec)
-                else:
-                    box = crop.random_box(draws[view], height, width, spec)
-                place[number].copy_(crop.crop(pixels, box, spec))
-                view += 1
-
-
-def _empty_views(spec: ViewSpec, batch: int) -> Tensor:
-    """Room for views, [V, B, C, h, w], laid out as [V, B, h, w, C] so that a crop is written in one piece.
-
-    In a reader process it is shared memory from the start, which the trainer's process maps: nothing is copied.
-    """
-    shape = (spec.count, batch, *spec.height_width, 3)
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).permute(0, 1, 4, 2, 3)  # type: ignore[call-overload]
+                place[number].copy_(crop.crop(sample.pixels, next(boxes), spec))
 
 
 @dataclass
@@ -250,10 +283,7 @@ class _Sample:
     key: str
     label: int
     pixels: Pixels
-
-
-def _decode(parts: dict[str, bytes]) -> Pixels:
-    return decode(next(parts[extension] for extension in IMAGES if extension in parts))
+    boxes: list[crop.Box]  # of the views, in these pixels
 
 
 def _label(parts: dict[str, bytes]) -> int:

@@ -1,13 +1,13 @@
 """The sidecar of a shard, `NAME.tar.idx`: where every sample's members lie, found by reading the shard once.
 
-It is a binary file that is memory-mapped; what it is of, and how many samples that has, stands in its header.
+It is a binary file that is memory-mapped; what it is of, and how many samples that has, stands in its header. Nothing
+here imports torch before a sidecar is mapped: processes that only scan start in an instant.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import struct
 from collections.abc import Sequence
@@ -21,24 +21,32 @@ from pretrain.data import source
 from pretrain.data.sample import EXTENSIONS, AmbiguousSampleError, Sample, group
 from pretrain.data.tar import DamagedTarError, members
 from pretrain.files import replace_file
-from pretrain.records import UserError
+from pretrain.problem import UserError
 
 _MAGIC = b"PRTIDX2\n"
+_START = 1024  # bytes, more than most headers have
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard: where it is, and what its index says of it."""
+    """A shard: where it is, and what its index says of it. Lists of thousands are made and sent to processes."""
 
     url: str
     count: int
     size: int
     sha256: str
-    sidecar: Path
+    sidecar_file: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shard, (self.url, self.count, self.size, self.sha256, self.sidecar_file)
 
     @property
     def name(self) -> str:
         return self.url.rstrip("/").rpartition("/")[2]
+
+    @property
+    def sidecar(self) -> Path:
+        return Path(self.sidecar_file)
 
 
 class Part(NamedTuple):
@@ -50,7 +58,7 @@ class Part(NamedTuple):
 
 
 class Sidecar:
-    """A memory-mapped sidecar file.
+    """A memory-mapped sidecar file. It holds no file descriptor, so thousands may be mapped.
 
     Layout: magic, length of the header, the header (json, padded to 8 bytes), then little-endian int64 arrays: the
     end of each sample's members [n], the members' (extension, start, stop) [m, 3], the end of each key [n]; then
@@ -58,19 +66,19 @@ class Sidecar:
     """
 
     def __init__(self, path: Path) -> None:
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if self._map[: len(_MAGIC)] != _MAGIC:
+        import torch  # it closes the file that it maps; Python's own mmap keeps a descriptor for each
+
+        header = read_header(path)
+        if header is None:
             raise UserError(f"`{path}` is no index of this version: delete it, and it is built again")
-        (length,) = struct.unpack_from("<q", self._map, len(_MAGIC))
-        at = len(_MAGIC) + 8
-        self.header: dict[str, Any] = json.loads(self._map[at : at + length])
+        self.header, at = header
         count, parts = self.header["count"], self.header["members"]
-        at += length
-        self._ends = np.frombuffer(self._map, "<i8", count, at)
-        self._members = np.frombuffer(self._map, "<i8", 3 * parts, at + 8 * count).reshape(parts, 3)
-        self._key_ends = np.frombuffer(self._map, "<i8", count, at + 8 * count + 24 * parts)
-        self._keys = at + 16 * count + 24 * parts
+        size = os.path.getsize(path)
+        bytes_ = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+        self._ends = np.frombuffer(bytes_, "<i8", count, at)
+        self._members = np.frombuffer(bytes_, "<i8", 3 * parts, at + 8 * count).reshape(parts, 3)
+        self._key_ends = np.frombuffer(bytes_, "<i8", count, at + 8 * count + 24 * parts)
+        self._keys = bytes_[at + 16 * count + 24 * parts :]
 
     def parts(self, member: int) -> list[Part]:
         first = int(self._ends[member - 1]) if member else 0
@@ -79,8 +87,20 @@ class Sidecar:
 
     def key(self, member: int) -> str:
         first = int(self._key_ends[member - 1]) if member else 0
-        raw = self._map[self._keys + first : self._keys + int(self._key_ends[member])]
-        return raw.decode("utf-8", errors="replace")
+        return self._keys[first : int(self._key_ends[member])].tobytes().decode("utf-8", errors="replace")
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int] | None:
+    """A sidecar's header and where its arrays begin, None if it is of another version."""
+    with open(path, "rb") as file:
+        start = file.read(_START)
+        if start[: len(_MAGIC)] != _MAGIC:
+            return None
+        (length,) = struct.unpack_from("<q", start, len(_MAGIC))
+        at = len(_MAGIC) + 8
+        text = start[at : at + length]
+        header: dict[str, Any] = json.loads(text + file.read(length - len(text)))
+        return header, at + length
 
 
 def describe_shard(path: Path) -> Shard | None:
@@ -90,25 +110,27 @@ def describe_shard(path: Path) -> Shard | None:
 
 
 def from_sidecar(url: str, sidecar: Path) -> Shard | None:
-    """A shard by its sidecar, None if there is none or the shard is another or a newer one."""
-    if not sidecar.is_file():
+    """A shard by its sidecar, None if there is none, or it is of another version or of another file."""
+    try:
+        found = read_header(sidecar)
+    except FileNotFoundError:
         return None
-    header = Sidecar(sidecar).header
-    if header["url"] != url or header["modified"] != _modified(url):
+    if found is None or found[0]["url"] != url or found[0]["modified"] != modified(url):
         return None
-    return Shard(url, header["count"], header["bytes"], header["sha256"], sidecar)
+    header = found[0]
+    return Shard(url, header["count"], header["bytes"], header["sha256"], str(sidecar))
 
 
-def scan(url: str, sidecar: Path, prefix: str = "data.") -> Shard:
-    """Reads a shard once from end to end and writes its sidecar, atomically; `prefix` as for `source.expand`.
+def scan(url: str, sidecar: Path, prefix: str = "data.", access: source.Access | None = None) -> Shard:
+    """Reads a shard once from end to end and writes its sidecar, atomically; the rest as for `source.expand`.
 
     Raises:
         UserError: the shard is damaged or cannot be read.
     """
     try:
-        samples, header = source.retry(f"`{url}`", lambda: _scan(url))
+        samples, header = source.retry(f"`{url}`", lambda: _scan(url, access or source.PLAIN))
         _write(sidecar, samples, header)
-        return Shard(url, len(samples), header["bytes"], header["sha256"], sidecar)
+        return Shard(url, len(samples), header["bytes"], header["sha256"], str(sidecar))
     except source.ReadError as failure:
         raise UserError(str(failure)) from None
     except DamagedTarError as damage:
@@ -122,10 +144,10 @@ def scan(url: str, sidecar: Path, prefix: str = "data.") -> Shard:
         ) from None
 
 
-def _scan(url: str) -> tuple[list[Sample], dict[str, Any]]:
+def _scan(url: str, access: source.Access) -> tuple[list[Sample], dict[str, Any]]:
     """(samples, header) of a shard's sidecar."""
-    before = _modified(url)
-    with source.stream(url) as read:
+    before = modified(url)
+    with source.stream(url, access) as read:
         digest, size = hashlib.sha256(), 0
 
         def hashed(count: int) -> bytes:
@@ -154,6 +176,6 @@ def _write(path: Path, samples: Sequence[Sample], header: dict[str, Any]) -> Non
     replace_file(path, _MAGIC + struct.pack("<q", len(text)) + text + body + b"".join(keys))
 
 
-def _modified(url: str) -> int | None:
+def modified(url: str) -> int | None:
     """When a local shard was last written (ns), None for others."""
     return os.stat(url).st_mtime_ns if source.is_local(url) else None

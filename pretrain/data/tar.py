@@ -33,41 +33,61 @@ class Member(NamedTuple):
 
 
 class _Stream:
-    """A stream that counts what was read of it."""
+    """A stream that is read in large pieces, and counts what was taken of it."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(self, read: Callable[[int], bytes], seek: Callable[[int], None] | None) -> None:
         self._read = read
+        self._seek = seek
+        self._size = _CHUNK if seek is None else _BLOCK
+        self._piece = b""
+        self._at = 0  # in the piece
         self.offset = 0
 
     def take(self, size: int) -> bytes:
         """Exactly `size` bytes, or fewer at the end."""
-        parts, left = [], size
-        while left and (part := self._read(min(left, _CHUNK))):
-            parts.append(part)
-            left -= len(part)
-        self.offset += size - left
-        return b"".join(parts)
+        data = self._piece[self._at : self._at + size]
+        self._at += len(data)
+        if len(data) < size:
+            parts, left = [data], size - len(data)
+            while left and self._next():
+                parts.append(self._piece[:left])
+                self._at = len(parts[-1])
+                left -= self._at
+            data = b"".join(parts)
+        self.offset += len(data)
+        return data
 
     def skip(self, size: int) -> bool:
         """Passes `size` bytes over; False if the stream ends before."""
-        while size:
-            step = len(self.take(min(size, _CHUNK)))
-            if not step:
+        self.offset += size
+        self._at += size
+        while (beyond := self._at - len(self._piece)) > 0:
+            if self._seek is not None:
+                self._seek(beyond)
+                self._piece, self._at = b"", 0
+                return True  # beyond the end, the next header is missing
+            if not self._next():
                 return False
-            size -= step
+            self._at = beyond
         return True
 
+    def _next(self) -> bool:
+        """Goes on to the next piece, if there is one."""
+        self._piece, self._at = self._read(self._size), 0
+        return bool(self._piece)
 
-def members(read: Callable[[int], bytes]) -> Iterator[Member]:
+
+def members(read: Callable[[int], bytes], seek: Callable[[int], None] | None = None) -> Iterator[Member]:
     """The regular files of a tar, in order.
 
     Args:
         read: gives at most so many of the next bytes, b"" at the end.
+        seek: passes over so many bytes. If there is none all bytes are read; else only the headers.
 
     Raises:
         DamagedTarError: a header's checksum is wrong, or the archive was cut off.
     """
-    stream = _Stream(read)
+    stream = _Stream(read, seek)
     long_name, pax, ended = None, {}, False
     while header := stream.take(_BLOCK):
         at = stream.offset - len(header)
@@ -110,7 +130,7 @@ def _size_in(header: bytes, at: int) -> int:
     """The size that a header states, once its checksum is found right."""
     if len(header) < _BLOCK:
         raise DamagedTarError(f"it was cut off inside the header at byte {at}")
-    expected = sum(header[:148]) + 8 * ord(" ") + sum(header[156:])
+    expected = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if _number(header[148:156]) != expected:
         raise DamagedTarError(f"the header at byte {at} is damaged (its checksum is wrong)")
     size = _number(header[124:136])

@@ -26,7 +26,7 @@ class TrainingShards:
         alone = len(indexes) == 1
         self.places = dict.fromkeys(indexes, 1) if alone else mixture.places(weights)
         self.parts = {name: indexes[name] for name in self.places}
-        self.index = Index([shard for part in self.parts.values() for shard in part.shards])
+        self.index = Index.joined(list(self.parts.values()))
 
     def order(self, seed: int, shuffle: Shuffle) -> SampleOrder:
         """The order of all epochs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -49,11 +49,40 @@ def write_shards(
     Raises:
         UserError: the folder holds such shards already, not left by this very call.
     """
-    marker = out / f".{name}.writing"
-    digest = hashlib.sha256(repr((keys, samples_per_shard)).encode()).hexdigest()
-    _claim(out, name, marker, digest)
+    return write_sets(out, {name: keys}, load, samples_per_shard, classes)
+
+
+def write_sets(
+    out: Path,
+    sets: Mapping[str, Sequence[tuple[str, T]]],
+    load: Callable[[T], dict[str, bytes]],
+    samples_per_shard: int,
+    classes: Sequence[str] = (),
+) -> list[Shard]:
+    """The same for several sets, name → keys: none of them is there, or the call is started again and all will be."""
+    marker = out / f".{'+'.join(sets)}.writing"
+    digest = hashlib.sha256(repr((list(sets), samples_per_shard)).encode())
+    for keys in sets.values():
+        for key in keys:
+            digest.update(repr(key).encode())
+    _claim(out, sets, marker, digest.hexdigest())
     if classes and not (out / CLASSES).exists():
         replace_file(out / CLASSES, json.dumps(list(classes), indent=1).encode())
+    shards = []
+    for name, keys in sets.items():
+        shards += _write_set(out, name, keys, load, samples_per_shard)
+    write_index(out, shards)
+    marker.unlink()
+    return shards
+
+
+def _write_set(
+    out: Path,
+    name: str,
+    keys: Sequence[tuple[str, T]],
+    load: Callable[[T], dict[str, bytes]],
+    samples_per_shard: int,
+) -> list[Shard]:
     starts = range(0, len(keys), samples_per_shard)
     paths = [out / f"{name}-{number:06d}.tar" for number in range(len(starts))]
 
@@ -69,14 +98,11 @@ def write_shards(
         tqdm(total=len(keys), desc=f"writing {out / name}-*.tar", unit="sample") as bar,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
-        shards = list(pool.map(write, paths, starts))
-    write_index(out, shards)
-    marker.unlink()
-    return shards
+        return list(pool.map(write, paths, starts))
 
 
-def _claim(out: Path, name: str, marker: Path, digest: str) -> None:
-    """Refuses a folder that holds shards of that name, unless a killed call with the same samples left them."""
+def _claim(out: Path, names: Iterable[str], marker: Path, digest: str) -> None:
+    """Refuses a folder that holds shards of such a name, unless a killed call with the same samples left them."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
@@ -85,7 +111,7 @@ def _claim(out: Path, name: str, marker: Path, digest: str) -> None:
         raise UserError(f"out={out}: its index.json is not one of ours and would be overwritten; choose another folder")
     if marker.is_file() and marker.read_text(encoding="utf-8") == digest:
         return
-    if found := sorted(out.glob(f"{name}-[0-9]*.tar")):
+    if found := sorted(path for name in names for path in out.glob(f"{name}-[0-9]*.tar")):
         raise UserError(
             f"out={out}: it already holds {len(found)} shards, first {found[0].name}; choose another folder"
         )

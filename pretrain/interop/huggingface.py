@@ -89,14 +89,14 @@ def _processor(card: Card) -> dict[str, Any]:
     height, width = pair(card.encoder["img_size"])
     return {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
+        "do_convert_rgb": card.view.get("pixels", "rgb") == "rgb",
         "do_resize": True,
         "size": {"shortest_edge": round(min(height, width) / card.view["crop_ratio"])},
         "resample": _RESAMPLE[card.view["interpolation"]],
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / card.view.get("full_scale", 255),
         "do_normalize": True,
         "image_mean": list(card.view["mean"]),
         "image_std": list(card.view["std"]),

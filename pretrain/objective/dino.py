@@ -281,10 +281,15 @@ def _refuse_views(encoder: Encoder, views: Sequence[ViewSpec]) -> None:
                 f"objective.{name}.size: a view of {height}×{width} pixels cannot be cut into mask units of {unit}; "
                 f"sides must be multiples of it, such as {near}"
             )
-        if encoder.in_chans != len(view.mean):
+        if encoder.in_chans != view.channels:
             lines.append(
-                f"objective.{name}.mean: {len(view.mean)} channels, but encoder.in_chans={encoder.in_chans}; give mean "
+                f"objective.{name}.mean: {view.channels} channels, but encoder.in_chans={encoder.in_chans}; give mean "
                 f"and std {encoder.in_chans} values each, or the encoder as many channels"
+            )
+        if (view.pixels, view.full_scale) != (views[0].pixels, views[0].full_scale):
+            lines.append(
+                f"objective.{name}.pixels={view.pixels} with full_scale={view.full_scale:g}: all views of a sample "
+                f"are of the same numbers, and global_view's are {views[0].pixels} with {views[0].full_scale:g}"
             )
     if sum(view.count for view in views) < 2:
         lines.append(

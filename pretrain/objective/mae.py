@@ -62,9 +62,11 @@ class MAE(Objective):
             )
         if height * width < 2 * encoder.mask_unit**2:
             raise ValueError(f"MAE: a view of {height}×{width} pixels is a single mask unit: nothing can be hidden")
-        if encoder.in_chans != len(view.mean):
+        if encoder.in_chans != view.channels:
             raise ValueError(
-                f"MAE: images have {len(view.mean)} channels, but `encoder.in_chans` is {encoder.in_chans}"
+                f"MAE: images have {view.channels} channels (objective.view.mean has so many values), but "
+                f"`encoder.in_chans` is {encoder.in_chans}: give mean and std {encoder.in_chans} values each, and "
+                "objective.view.pixels the type of the images' numbers; or the encoder as many channels"
             )
         self.views = (view,)
         self.encoder = encoder

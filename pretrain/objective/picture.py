@@ -10,8 +10,13 @@ from pretrain.view.spec import ViewSpec
 
 
 def colours(images: Tensor, view: ViewSpec) -> Tensor:
-    """Normalised pixels [..., 3, H, W] as uint8 colours; a normalised 0 is the view's mean colour."""
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (view.mean, view.std))
+    """Normalised pixels [..., C, H, W] as uint8 colours [..., 3, H, W]; a normalised 0 is the view's mean colour.
+
+    Of more than three channels the first three are shown as red, green and blue, of one or two the first as grey.
+    """
+    shown = slice(3) if view.channels >= 3 else [0, 0, 0]
+    images = images[..., shown, :, :]
+    mean, std = (torch.tensor(values, device=images.device)[shown, None, None] for values in (view.mean, view.std))
     return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -17,7 +17,7 @@ from pretrain.trainer import checkpoint
 
 log = logging.getLogger(__name__)
 
-_OURS = ("config.yaml", "metrics.csv", "metrics.jsonl", "checkpoints", "pictures", "incidents")
+_OURS = ("config.yaml", "metrics.csv", "metrics.jsonl", "data_report.json", "checkpoints", "pictures", "incidents")
 
 
 class RunFolder:

@@ -1,9 +1,9 @@
 """Colour operations on batches of images, a parameter for each image: torchvision's definitions, batched.
 
-Images are float32 [N, 3, H, W] with values between 0 and 1. The operations of colour jitter, grayscale and solarize
-are those of torchvision's `transforms.v2.functional` on float tensors; blur is the Gaussian with its own σ for each
-image. Which images an operation is for is decided on the host (`jitter`'s `orders`, and who calls the others), so that
-nothing here waits for the device.
+Images are float32 [N, 3, H, W] with values between 0 and 1; blur takes any channels and values. The operations of
+colour jitter, grayscale and solarize are those of torchvision's `transforms.v2.functional` on float tensors; blur is
+the Gaussian with its own σ for each image. Which images an operation is for is decided on the host (`jitter`'s
+`orders`, and who calls the others), so that nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -126,16 +126,16 @@ def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
         sigma: [N] > 0, in pixels.
         radius: of the kernel; it ends at side − 1.
     """
-    height, width = images.shape[2:]
-    down = _blur_matrix(sigma, height, radius)
-    across = down if height == width else _blur_matrix(sigma, width, radius)
+    channels, height, width = images.shape[1:]
+    down = _blur_matrix(sigma, height, radius, channels)
+    across = down if height == width else _blur_matrix(sigma, width, radius, channels)
     with precision.full(images):
         lines = _product(images.flatten(0, 1).transpose(1, 2), down, radius)
         return _product(lines.transpose(1, 2), across, radius).view(images.shape)
 
 
-def _blur_matrix(sigma: Tensor, side: int, radius: int) -> Tensor:
-    """[3 N, side, side], each image's three times; row i has the weights of a line's pixels in its blurred pixel i."""
+def _blur_matrix(sigma: Tensor, side: int, radius: int, channels: int) -> Tensor:
+    """[N·C, side, side], an image's once a channel; row i has the weights of a line's pixels in its blurred pixel i."""
     radius = min(radius, side - 1)
     offsets = torch.arange(-radius, radius + 1, device=sigma.device)
     weights = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
@@ -144,7 +144,7 @@ def _blur_matrix(sigma: Tensor, side: int, radius: int) -> Tensor:
     source = side - 1 - (side - 1 - source).abs()  # … and at side − 1: [side, 2 radius + 1]
     matrix = sigma.new_zeros(len(sigma), side, side)
     matrix.scatter_add_(2, source.expand(len(sigma), -1, -1), weights[:, None].expand(-1, side, -1))
-    return matrix.repeat_interleave(3, dim=0)
+    return matrix.repeat_interleave(channels, dim=0)
 
 
 def _product(lines: Tensor, matrix: Tensor, radius: int) -> Tensor:

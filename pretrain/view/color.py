@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pretrain.random import Purpose, uniform
 from pretrain.records import Batch
 from pretrain.view import adjust
-from pretrain.view.spec import Colors, ViewSpec
+from pretrain.view.spec import RGB_SCALE, Colors, ViewSpec
 
 _ORDERS = np.array(list(permutations(range(4))))  # [24, 4], all orders of a jitter's operations
 _BLUR_RADIUS = 3  # of the kernel, in greatest σ
@@ -54,7 +54,7 @@ def draws(seed: int, g: Tensor, specs: Sequence[ViewSpec]) -> Tensor | None:
 
 
 class Prepare(nn.Module):
-    """uint8 views as the loader yields them → float32, flipped and recoloured at random, and normalised.
+    """Views as the loader yields them → float32, flipped and recoloured at random, and normalised.
 
     Args:
         specs: of the views, one for each tensor of a batch.
@@ -67,7 +67,7 @@ class Prepare(nn.Module):
         self.augment = augment
         for number, spec in enumerate(self.specs):
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
-            self.register_buffer(f"scale{number}", 1 / (255 * std), persistent=False)
+            self.register_buffer(f"scale{number}", 1 / (spec.full_scale * std), persistent=False)
             self.register_buffer(f"shift{number}", -mean / std, persistent=False)
 
     @torch.no_grad()
@@ -78,9 +78,12 @@ class Prepare(nn.Module):
             end = first + spec.count
             scale, shift = self.get_buffer(f"scale{index}"), self.get_buffer(f"shift{index}")
             if numbers is not None and spec.colors is not None:
-                recolored = recolor(view, numbers[:, first:end].transpose(0, 1), spec.flip, spec.colors)
-                views.append(recolored.mul_(255 * scale).add_(shift))
+                own = numbers[:, first:end].transpose(0, 1)
+                recolored = recolor(view, own, spec.flip, spec.colors, spec.full_scale)
+                views.append(recolored.mul_(spec.full_scale * scale).add_(shift))
             else:
+                if view.dtype != torch.uint8:  # torch can do little with 16 bits
+                    view = view.to(torch.float32, memory_format=torch.preserve_format)
                 if self.augment and spec.flip > 0:
                     flipped = spec.flip > uniform(batch.seed, Purpose.FLIP, batch.g, end)[:, first:].T  # [V, B]
                     view = torch.where(flipped[..., None, None, None], view.flip(-1), view)
@@ -95,16 +98,17 @@ class Prepare(nn.Module):
         return draws(batch.seed, batch.g.cpu(), self.specs) if batch.draws is None else batch.draws
 
 
-def recolor(views: Tensor, numbers: Tensor, flip: float, colors: Colors) -> Tensor:
+def recolor(views: Tensor, numbers: Tensor, flip: float, colors: Colors, full_scale: float = RGB_SCALE) -> Tensor:
     """Flips and recolours views.
 
     Args:
-        views: [V, B, 3, h, w] uint8.
+        views: [V, B, C, h, w] as they leave the loader.
         numbers: [V, B, len(Draw)], on the host.
         flip: probability of a horizontal flip.
+        full_scale: the number that becomes 1.
 
     Returns:
-        [V, B, 3, h, w] float32 between 0 and 1.
+        [V, B, C, h, w] float32; colours are between 0 and 1.
     """
     chances: dict[Draw, float | Sequence[float]] = {Draw.FLIP: flip, Draw.JITTER: colors.jitter}
     chances |= {Draw.GRAYSCALE: colors.grayscale, Draw.BLUR: colors.blur, Draw.SOLARIZE: colors.solarize}
@@ -116,17 +120,19 @@ def recolor(views: Tensor, numbers: Tensor, flip: float, colors: Colors) -> Tens
     for start in range(0, len(images), size):
         part = slice(start, start + size)
         chosen = {draw: mask.ravel()[part] for draw, mask in happens.items()}
-        _recolor(images[part], rows[part], chosen, colors, done[part])
+        _recolor(images[part], rows[part], chosen, colors, full_scale, done[part])
     return done.unflatten(0, views.shape[:2])
 
 
-def _recolor(images: Tensor, numbers: Array, chosen: dict[Draw, Array], colors: Colors, out: Tensor) -> None:
-    """uint8 images [N, 3, h, w] → `out`, by numbers [N, len(Draw)] and whether each operation is for them, [N].
+def _recolor(
+    images: Tensor, numbers: Array, chosen: dict[Draw, Array], colors: Colors, full_scale: float, out: Tensor
+) -> None:
+    """Images [N, C, h, w] → `out`, by numbers [N, len(Draw)] and whether each operation is for them, [N].
 
     Before each operation images are sorted so that those it is for come first: which they are, the host knows.
     """
     order = np.arange(len(images))
-    images = images.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
+    images = images.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / full_scale)
     for draw, mask in chosen.items():  # in this order
         kind = adjust.place_of_hue(_orders(numbers)) if draw == Draw.JITTER else 0
         sorting = np.where(mask, kind, _NOT)[order].argsort(kind="stable")

@@ -63,11 +63,27 @@ def central_box(height: int, width: int, spec: ViewSpec) -> Box:
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
+def boxes(numbers: np.ndarray | None, height: int, width: int, specs: Sequence[ViewSpec]) -> list[Box]:
+    """One box for each view of an image: random ones from a row of `draws`, central ones without."""
+    views = [spec for spec in specs for _ in range(spec.count)]
+    if numbers is None:
+        return [central_box(height, width, spec) for spec in views]
+    return [random_box(draws, height, width, spec) for draws, spec in zip(numbers, views, strict=True)]
+
+
 def crop(pixels: np.ndarray, box: Box, spec: ViewSpec) -> Tensor:
-    """A box of an image [H, W, C] uint8, resized with antialiasing to the view: [C, h, w] uint8, channels last."""
+    """A box of an image [H, W, C], resized with antialiasing to the view: [C, h, w] of its type, channels last.
+
+    What is not uint8 is resized in float32; integers are rounded and end at the least and greatest of their type.
+    """
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # [1, C, H, W], channels last in memory
     image = image[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
     if (box.height, box.width) != spec.height_width:
+        kind = image.dtype
+        image = image if kind == torch.uint8 else image.to(torch.float32)
         image = image.contiguous(memory_format=torch.channels_last)  # else torch unpacks channels, here and in the copy
         image = F.interpolate(image, size=spec.height_width, mode=spec.interpolation, antialias=True)
+        if kind != torch.uint8 and not kind.is_floating_point:
+            image = image.round_().clamp_(torch.iinfo(kind).min, torch.iinfo(kind).max)
+        image = image.to(kind)
     return image[0]

@@ -1,39 +1,29 @@
-"""Compressed images to pixels: JPEG by libjpeg-turbo, everything else (and what it refuses) by Pillow.
+"""Compressed images to colours: JPEG by libjpeg-turbo (`jpeg.py`), everything else (and what it refuses) by Pillow.
 
-Every image becomes uint8 RGB: grey is repeated, a palette looked up, alpha laid over white, 16 bits cut to the upper 8,
-and the orientation that a camera noted is applied. An animation gives its first frame.
+Every image becomes uint8 RGB: grey is repeated, a palette looked up, inks mixed, alpha laid over white, 16 bits cut to
+the upper 8, and the orientation that a camera noted is applied. An animation gives its first frame. What the bytes are
+decides how they are read, not the name of the file.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-MAX_PIXELS = 64_000_000  # larger images are refused from their header: a bomb of a few kB would fill the memory
+from pretrain.view import jpeg
+from pretrain.view.pixels import TURNS, DecodeError, Pixels, refuse_bombs, turned
 
-_TURNS = {  # EXIF 2.32, tag 0x0112
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_DAMAGES = (  # what Pillow raises for bytes that are no whole image of their format
-    OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, struct.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
+# What Pillow may try; its other formats include one that runs a program, PostScript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
-Pixels = np.ndarray
-
-
-class DecodeError(ValueError):
-    """These bytes are no image that can be decoded; says why."""
+_BITS, _PHOTOMETRIC = 258, 262  # TIFF's tags
+_TIFFS = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}  # those with + are BigTIFFs
+_BEGINNINGS = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"GIF8": "GIF", b"BM": "BMP"} | dict.fromkeys(_TIFFS, "TIFF")
 
 
 def decode(data: bytes | memoryview) -> Pixels:
@@ -42,34 +32,95 @@ def decode(data: bytes | memoryview) -> Pixels:
     Raises:
         DecodeError: truncated, damaged, too large, or no image at all.
     """
-    if bytes(data[:2]) == b"\xff\xd8" and not _is_rotated(data):
+    data = bytes(data)  # nothing is copied where they are bytes already
+    if jpeg.is_jpeg(data):
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            _refuse_bombs(height, width)
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            return jpeg.decode(data)
         except DecodeError:
             raise
         except ValueError:
-            pass  # CMYK, or damaged: Pillow knows
+            pass  # a rare kind that Pillow may know
     return _decode_by_pillow(data)
 
 
-def _decode_by_pillow(data: bytes | memoryview) -> Pixels:
+def size_of_upright_jpeg(data: bytes | memoryview) -> tuple[int, int] | None:
+    """(height, width) of a JPEG of grey or colours that is not to be turned and not too large; None for all else."""
+    data = bytes(data)
+    if not jpeg.is_jpeg(data):
+        return None
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            _refuse_bombs(image.height, image.width)
-            turn = _TURNS.get(_orientation(image))
-            return np.array(_to_rgb(image if turn is None else image.transpose(turn)))
+        header = jpeg.read_header(data)
+        refuse_bombs(header.height, header.width)
+    except DecodeError:
+        return None
+    plain = header.channels in (1, 3) and header.orientation not in TURNS
+    return (header.height, header.width) if plain else None
+
+
+def is_tiff(data: bytes) -> bool:
+    return data[:4] in _TIFFS
+
+
+def _decode_by_pillow(data: bytes) -> Pixels:
+    with opened(data) as image:
+        colors = np.array(_to_rgb(image))  # Pillow turns a TIFF itself, when its pixels are asked for
+        return colors if image.format == "TIFF" else turned(colors, jpeg.orientation_of(image))
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """A file as Pillow sees it, if it is not too large. What Pillow raises inside is a DecodeError, too."""
+    if not data:
+        raise DecodeError("empty", "it has no bytes")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            refuse_bombs(image.height, image.width)
+            yield image
     except DecodeError:
         raise
-    except _DAMAGES as failure:
-        raise DecodeError(str(failure) or type(failure).__name__) from None
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except Image.DecompressionBombError as failure:
+        raise DecodeError("too_large", str(failure)) from None
+    except jpeg.DAMAGES as failure:
+        reason = str(failure) or type(failure).__name__
+        truncated = "truncated" in reason.lower() or _ends_early(data)
+        raise DecodeError("truncated" if truncated else "damaged", reason) from None
+
+
+def _unidentified(data: bytes) -> DecodeError:
+    name = next((name for begin, name in _BEGINNINGS.items() if data.startswith(begin)), None)
+    if data[:4] == b"RIFF" and data[8:12] in b"WEBP":
+        name = "WEBP"
+    if data.startswith(b"\x93NUMPY"):
+        return DecodeError("wrong_type", "it is an array: `pixels` of the view says which arrays are images")
+    if name is None:
+        return DecodeError("not_an_image", f"it is of no format that is read; it begins with {data[:16]!r}")
+    if _ends_early(data):
+        return DecodeError("truncated", f"this {name} ends before its header says")
+    return DecodeError("damaged", f"the header of this {name} cannot be read")
+
+
+def _ends_early(data: bytes) -> bool:
+    """Whether a file is shorter than it must be by its first bytes, where these say it."""
+    if data[:4] == b"RIFF" and len(data) >= 8:
+        return len(data) < 8 + int(struct.unpack_from("<I", data, 4)[0])
+    if is_tiff(data) and len(data) >= 16:
+        big = b"+" in data[:4]
+        place = struct.unpack_from(_TIFFS[data[:4]] + ("Q" if big else "I"), data, 8 if big else 4)
+        return len(data) < 2 + int(place[0])  # of the first directory
+    return len(data) < 32  # less than any header
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(_upper_bits(image)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DecodeError(
+            "wrong_type",
+            f"its numbers are {'signed or of 32 bits' if image.mode == 'I' else 'floats'}, and what is white is not "
+            "said: `pixels` and `full_scale` of the view say it of all images",
+        )
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -77,28 +128,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _is_rotated(data: bytes | memoryview) -> bool:
-    """Whether a JPEG's header notes an orientation other than upright."""
-    if b"Exif\0\0" not in bytes(data[:65536]):
-        return False
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _orientation(image) in _TURNS
-    except _DAMAGES:
-        return False
-
-
-def _orientation(image: Image.Image) -> int:
-    """The orientation that the camera noted, 1 (upright) where it noted none that can be read."""
-    try:
-        value = image.getexif().get(0x0112, 1)
-    except _DAMAGES:
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _refuse_bombs(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise DecodeError(
-            f"{height}×{width} pixels are more than the {MAX_PIXELS // 1_000_000} million that are decoded"
-        )
+def _upper_bits(image: Image.Image) -> Pixels:
+    """Grey of 12 or 16 bits → the upper 8, [H, W]."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    (bits, *_), white_is_zero = tags.get(_BITS, (16,)), tags.get(_PHOTOMETRIC) == 0
+    gray = (np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+    return 255 - gray if white_is_zero else gray

@@ -1,4 +1,4 @@
-"""Which crops of an image an objective wants, and what is done to their colours."""
+"""Which crops of an image an objective wants, of which numbers, and what is done to their colours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from pretrain.records import Problem, refuse
+
+Numbers = Literal["rgb", "uint8", "uint16", "int16", "float16", "float32"]
+RGB_SCALE = 255.0
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -88,9 +93,12 @@ class ViewSpec:
         ratio: least and greatest width / height of a crop.
         interpolation: of the antialiased resize.
         flip: probability of a horizontal flip.
-        mean, std: per channel, of colours between 0 and 1; pixels are normalised by them.
+        mean, std: per channel, of values between 0 and 1; pixels are normalised by them. So many channels a view has.
         crop_ratio: for evaluation, the share of the resized image's short side that the central crop covers.
         colors: random changes of colour; None makes none. Evaluation never makes any.
+        pixels: `rgb` makes 8-bit colours of every image. Anything else keeps the numbers of arrays as they are: all
+            images must be of this type, and of as many channels as `mean` has, and so are the views.
+        full_scale: the number that counts as 1 for `mean` and `std`.
     """
 
     size: int | Sequence[int]
@@ -103,6 +111,8 @@ class ViewSpec:
     std: Sequence[float] = (0.229, 0.224, 0.225)
     crop_ratio: float = 0.875
     colors: Colors | None = None
+    pixels: Numbers = "rgb"
+    full_scale: float = RGB_SCALE
 
     def __post_init__(self) -> None:
         refuse(self, self.problems(**vars(self)))
@@ -118,6 +128,8 @@ class ViewSpec:
         std: Sequence[float],
         crop_ratio: float,
         colors: Colors | Mapping[str, Any] | None = None,
+        pixels: str = "rgb",
+        full_scale: float = RGB_SCALE,
         **_: object,
     ) -> Iterator[Problem]:
         if not isinstance(size, int) and len(size) != 2:
@@ -132,9 +144,7 @@ class ViewSpec:
             yield "ratio", "must be two numbers, 0 < least ≤ greatest"
         if not 0 <= flip <= 1:
             yield "flip", "must be a probability between 0 and 1"
-        for name, values in {"mean": mean, "std": std}.items():
-            if len(values) != 3:
-                yield name, "must be three numbers, for red, green and blue"
+        yield from _channel_problems(mean, std, pixels, full_scale)
         if min(std, default=0) <= 0:
             yield "std", "must be positive"
         if not 0 < crop_ratio <= 1:
@@ -148,7 +158,47 @@ class ViewSpec:
                     f"is {count}, but `colors.{name}` has {len(chance)} values: give it one number, "
                     f"or a list of {count}",
                 )
+        undefined = [
+            name for name in ("jitter", "grayscale", "solarize") if pixels != "rgb" and _any(changes.get(name))
+        ]
+        if undefined:
+            yield (
+                "colors",
+                f"{', '.join(undefined)} {'are' if len(undefined) > 1 else 'is'} defined for RGB alone, and `pixels` "
+                f"is {pixels}: set to 0, or `colors` to null (blur works for any channels)",
+            )
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers of a view before it is normalised."""
+        dtype: torch.dtype = getattr(torch, "uint8" if self.pixels == "rgb" else self.pixels)
+        return dtype
 
     @property
     def height_width(self) -> tuple[int, int]:
         return pair(self.size)
+
+
+def _channel_problems(mean: Sequence[float], std: Sequence[float], pixels: str, full_scale: float) -> Iterator[Problem]:
+    for name, values in {"mean": mean, "std": std}.items():
+        if pixels == "rgb" and len(values) != 3:
+            yield (
+                name,
+                "must be three numbers, for red, green and blue; images of other channels need `pixels` to say of "
+                "which type their numbers are",
+            )
+    if pixels != "rgb" and (not mean or len(mean) != len(std)):
+        yield "mean", "and `std` must have a number for each channel"
+    if full_scale <= 0:
+        yield "full_scale", "must be positive: the number that counts as 1"
+    elif pixels == "rgb" and full_scale != RGB_SCALE:
+        yield "full_scale", "is 255 where `pixels` is rgb"
+
+
+def _any(chances: float | Sequence[float] | None) -> bool:
+    """Whether something ever happens, by its probability or by one for each view."""
+    return any(chances) if isinstance(chances, Sequence) else bool(chances)

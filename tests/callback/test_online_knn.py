@@ -16,7 +16,8 @@ from PIL import Image
 from pretrain import build
 from pretrain.callback import online_knn
 from pretrain.config import check
-from pretrain.data.module import Loader, open_shards
+from pretrain.data.loader import Loader
+from pretrain.data.module import open_shards
 from pretrain.frozen import load
 from pretrain.overrides import composed
 from pretrain.probe import knn

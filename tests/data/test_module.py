@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.data.module import _READERS, ShardData, open_shards
+from pretrain.data.loader import READERS
+from pretrain.data.module import ShardData, open_shards
 from pretrain.data.order import Order, Shuffle
 from pretrain.records import UserError
+from pretrain.trainer.run_folder import differences
+from pretrain.view import region
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import image_bytes, write_shards, write_tar
 
@@ -34,7 +37,6 @@ def test_a_reader_process_gives_what_reading_here_gives(tmp_path: Path) -> None:
         assert torch.equal(here.views[0], there.views[0])
         assert here.keys == there.keys
         assert there.views[0].dtype == torch.uint8
-        assert there.views[0].is_shared()  # nothing was copied on the way
 
 
 def test_validation_is_the_same_every_time(tmp_path: Path) -> None:
@@ -62,13 +64,14 @@ def test_too_many_bad_samples_stop_the_run_and_name_the_worst_shard(tmp_path: Pa
     write_tar(tmp_path / "d" / "worst.tar", bad)
     shards = ShardData(str(tmp_path / "d"), num_workers=0, index_dir=str(tmp_path / "i"), max_bad_fraction=0.01)
     with pytest.raises(
-        UserError, match=r"11 of \d+ samples cannot be decoded.*max_bad_fraction=0.01.*`worst.tar` with 11"
+        UserError,
+        match=r"11 of \d+ samples cannot be decoded \(not_an_image 11\).*`worst.tar` with 11.*max_bad_fraction=0.01",
     ):
         list(itertools.islice(shards.batches(0, 0, 10, [VIEW]), 1000))
     tolerant = ShardData(str(tmp_path / "d"), num_workers=0, index_dir=str(tmp_path / "i"), max_bad_fraction=0.2)
     loader = tolerant.batches(0, 0, 10, [VIEW])
     list(itertools.islice(loader, 100))
-    assert loader.bad["worst.tar"] >= 80  # 4 in each of 20 epochs, and some stand-ins
+    assert loader.bad.shards["worst.tar"] >= 80  # 4 in each of 20 epochs, and some stand-ins
 
 
 def test_shards_without_images_are_refused(tmp_path: Path) -> None:
@@ -84,6 +87,30 @@ def test_identity_names_the_difference(tmp_path: Path) -> None:
     assert one["shards"][1].startswith("s-000001.tar 7 ")
 
 
+def test_scaled_decoding_makes_another_run(tmp_path: Path) -> None:
+    """And a run of before there was a choice is one without it."""
+    usual, scaled = data(tmp_path), data(tmp_path, scaled_decode=True, val=str(tmp_path / "d"))
+    assert "scaled_decode" not in usual.identity()
+    assert scaled.identity() == usual.identity() | {"scaled_decode": True}
+    (difference,) = differences({"data": usual.identity()}, {"data": scaled.identity()})
+    assert difference == "data.scaled_decode: null there, true here"
+    assert scaled.batches(0, 0, 2, [VIEW]).stream.scaled
+    assert scaled.val_batches(0, 2, [VIEW]).stream.scaled
+    assert not scaled.val_subset(0, 2, 2, [VIEW]).stream.scaled  # what a probe sees stays comparable
+    assert not usual.batches(0, 0, 2, [VIEW]).stream.scaled
+
+
+def test_the_log_says_once_that_parts_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for installed, lines in ((object(), 1), (None, 0)):
+        monkeypatch.setattr(region, "extension", installed)
+        caplog.clear()
+        data(tmp_path, num_workers=0).batches(0, 0, 2, [VIEW])
+        assert caplog.text.count("by pretrain_region") == lines
+
+
 SCRIPT = """
     import sys, time
     from pretrain.data.module import ShardData
@@ -92,8 +119,8 @@ SCRIPT = """
     batches = iter(loader)
     for _ in range(5):
         next(batches)
-    from pretrain.data.module import _READERS
-    print(next(iter(_READERS)).pid, flush=True)
+    from pretrain.data.loader import READERS
+    print(next(iter(READERS)).pid, flush=True)
     sys.stdin.readline()
     if sys.argv[3] == "raise":
         raise RuntimeError("a bug")
@@ -156,7 +183,7 @@ def test_a_reader_that_hangs_is_ended_all_the_same(tmp_path: Path) -> None:
     seed = next(seed for seed in range(99) if Order([12, 12], seed, piped.shuffle).locate(0)[0] == 0)
     batches = iter(piped.batches(seed, 0, 4, [VIEW]))
     next(batches)
-    (reader,) = _READERS
+    (reader,) = READERS
     time.sleep(1.0)
     start = time.monotonic()
     batches.close()  # type: ignore[attr-defined]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pretrain.data.index import Index, open_index
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
 from pretrain.records import Batch
+from pretrain.view import crop, region
+from pretrain.view.decode import decode
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import image_bytes, write_shards, write_tar
 
@@ -113,6 +118,52 @@ def test_a_bad_sample_is_replaced_by_one_that_depends_on_seed_and_g_alone(tmp_pa
     for epoch in range(2):
         assert set(seen[20 * epoch : 20 * epoch + 20]) == good  # every good one, and stand-ins among them
     assert {one.cause for item in batches for one in item.replaced} != {""}
+
+
+def mixed_index(tmp_path: Path) -> Index:
+    """JPEGs as cameras make them and otherwise, one cut off, and a PNG."""
+    members = []
+    for number in range(8):
+        coarse = np.random.default_rng(number).integers(256, size=(20, 24, 3), dtype=np.uint8)
+        image, file = Image.fromarray(coarse).resize((150 + number, 110), Image.Resampling.BICUBIC), io.BytesIO()
+        image.save(file, "PNG" if number == 3 else "JPEG", progressive=number == 4, subsampling=number % 3)
+        data = file.getvalue()
+        members.append((f"{number}.{'png' if number == 3 else 'jpg'}", data[:-300] if number == 5 else data))
+    return open_index([str(write_tar(tmp_path / "m.tar", members))], str(tmp_path / "i"))
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_decoding_parts_changes_no_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random: bool) -> None:
+    if region.extension is None:
+        pytest.skip("pretrain_region is not installed: make native")
+    index = mixed_index(tmp_path)
+    views = (ViewSpec(48, scale=(0.2, 0.6)), ViewSpec(16, count=2, scale=(0.05, 0.3)))
+    reading = BatchStream(index, Order(index.counts, 0, SMALL), Numbers(0, 1, 4, stop=40), views, random, threads=2)
+    parts = list(reading)
+    monkeypatch.setattr(region, "extension", None)
+    for part, whole in zip(parts, reading, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(part.views, whole.views, strict=True))
+        assert part.keys == whole.keys
+        assert [(one.g, one.key) for one in part.replaced] == [(one.g, one.key) for one in whole.replaced]
+    assert {bad.key for batch in parts for bad in batch.replaced} == {"5"}
+
+
+def test_large_images_are_scaled_only_if_that_is_asked_for(tmp_path: Path) -> None:
+    coarse = Image.fromarray(np.random.default_rng(0).integers(256, size=(10, 12, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    coarse.resize((1203, 1001), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
+    index = open_index([str(write_tar(tmp_path / "l.tar", [("0.jpg", file.getvalue())]))], str(tmp_path / "i"))
+    spec = ViewSpec(48, scale=(0.5, 1.0))
+    small, usual = (
+        next(iter(BatchStream(index, Order([1], 0, None), Numbers(0, 1, 4), (spec,), scaled=scaled))).views[0][0]
+        for scaled in (True, False)
+    )
+    draws = crop.draws(0, torch.arange(4), (spec,))
+    pixels = decode(file.getvalue())
+    for view, numbers in zip(usual, draws, strict=True):
+        assert torch.equal(view, crop.crop(pixels, crop.random_box(numbers[0], 1001, 1203, spec), spec))
+    difference = (small.double() - usual.double()).square().mean()
+    assert 0 < difference < 255**2 / 10**3  # at least 30 dB, half a pixel's shift included
 
 
 def test_data_without_any_image_ends_with_a_sentence(tmp_path: Path) -> None:

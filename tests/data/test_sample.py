@@ -18,7 +18,7 @@ def test_only_allow_listed_members_are_recorded(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "t.tar", members)
     opened = open_index([str(path)], str(tmp_path / "i"))
     assert opened.counts == [2]  # b has no image
-    assert [part.extension for part in opened.parts(0, 0)] == ["png"]
+    assert [part.extension for part in opened.parts(0, 0)] == ["png", "json"]
     assert opened.key(0, 1) == "c"
 
 

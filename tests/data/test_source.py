@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import http.server
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pretrain.data import source
+from pretrain.data import patience, source
 from pretrain.data.index import open_index
+from pretrain.data.order import Order, Shuffle
+from pretrain.data.reader import BatchStream, Numbers
 from pretrain.data.source import Reader, ReadError, expand
 from pretrain.records import UserError
+from pretrain.view.spec import ViewSpec
+from tests.data.servers import Handler, serving
 from tests.data.shards import write_shards
+
+Served = tuple[str, type[Handler]]
 
 
 def test_folders_files_globs_braces_and_lists(tmp_path: Path) -> None:
@@ -34,7 +39,7 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
         (str(tmp_path / "nope" / "*.tar"), "no shard matches"),
         (str(tmp_path / "d" / "s-{000000..000004}.tar"), "3 of the 5 shards"),
         (str(tmp_path / "d" / "s-{000000..000001.tar"), "unbalanced braces"),
-        ("s3://bucket/x.tar", "s3:// is not supported"),
+        ("foo://bucket/x.tar", "no protocol that fsspec knows"),
         ("pipe:cat x.tar", "data.allow_pipe=true"),
         ([paths[0], str(tmp_path / "d")], "listed more than once"),
         ([paths[0], str(tmp_path / "d" / ".." / "d" / "s-000000.tar")], "listed more than once"),
@@ -44,54 +49,24 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
         assert message in " ".join(expand(pattern)[1]), pattern
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves a folder; the first part of the path says how badly."""
-
-    folder: Path
-    attempts: dict[str, int]
-
-    def do_GET(self) -> None:
-        _, mode, name = self.path.split("/")
-        count = self.attempts[self.path] = self.attempts.get(self.path, 0) + 1
-        if mode == "missing" or (mode == "flaky" and count % 3):
-            self.send_error(404 if mode == "missing" else 503)
-            return
-        data = (self.folder / name).read_bytes()
-        wanted = self.headers.get("Range")
-        if mode != "whole" and wanted:
-            start, stop = (int(word) for word in wanted.removeprefix("bytes=").split("-"))
-            if mode == "elsewhere" and count % 2:
-                start, stop = start + 1, stop + 1
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{stop}/{len(data)}")
-            data = data[start : stop + 1]
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if mode == "stall":
-            time.sleep(3)
-        self.wfile.write(data[: len(data) // 2] if mode == "cut" else data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """(address, handler) of a server of one shard."""
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
+    monkeypatch.setattr(patience, "TIMEOUT", 0.5)
+    write_shards(tmp_path / "served", [3])
+    with serving(tmp_path / "served") as both:
+        yield both
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(source, "_PAUSE", 0.01)
-    monkeypatch.setattr(source, "_TIMEOUT", 0.5)
-    write_shards(tmp_path / "served", [3])
-    handler = type("H", (Handler,), {"folder": tmp_path / "served", "attempts": {}})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
+def server(served: Served) -> str:
+    return served[0]
 
 
-@pytest.mark.parametrize("mode", ["good", "whole", "flaky", "elsewhere"])
+@pytest.mark.parametrize("mode", ["good", "whole", "flaky", "elsewhere", "moved", "idle"])
 def test_http_shards_are_indexed_and_read(server: str, tmp_path: Path, mode: str) -> None:
-    """With ranges, from a server that knows none, through passing faults, and where another range is answered."""
+    """By ranges or whole, through passing faults, wrong ranges, redirects and closed connections."""
     url = f"{server}/{mode}/s-000000.tar"
     opened = open_index([url], str(tmp_path / "i"))
     data = (tmp_path / "served" / "s-000000.tar").read_bytes()
@@ -101,14 +76,91 @@ def test_http_shards_are_indexed_and_read(server: str, tmp_path: Path, mode: str
             assert reader.read(url, part.start, part.stop, len(data)) == data[part.start : part.stop]
 
 
-@pytest.mark.parametrize(("mode", "message"), [("missing", "404"), ("cut", "too early"), ("stall", "timed out")])
+FAULTS = [("missing", "404", 1), ("forbidden", "403", 1), ("cut", "too early", 3), ("stall", "timed out", 3)]
+FAULTS += [("trickle", "bytes came in", 3), ("flaky", "503", 2)]
+
+
+@pytest.mark.parametrize(("mode", "message", "attempts"), FAULTS)
 def test_http_failures_end_with_the_address_and_the_reason(
-    server: str, tmp_path: Path, mode: str, message: str
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, message: str, attempts: int
 ) -> None:
-    start = time.monotonic()
+    """Whether the shard is read whole or by a range: what may pass is tried again, and nothing is awaited for ever."""
+    server, handler = served
+    if attempts > 1:
+        monkeypatch.setattr(patience, "ATTEMPTS", attempts)
+    monkeypatch.setattr(patience, "TIMEOUT", 0.2)
+    url = f"{server}/{mode}/s-000000.tar"
     with pytest.raises(UserError, match=f"{mode}/s-000000.tar.*{message}"):
-        open_index([f"{server}/{mode}/s-000000.tar"], str(tmp_path / "i"))
-    assert time.monotonic() - start < 20
+        open_index([url], str(tmp_path / "i"))
+    assert len(handler.asked) == attempts
+    handler.asked.clear()
+    with pytest.raises(ReadError, match=f"{mode}/s-000000.tar.*{message}"):
+        Reader().read(url, 0, 5000, (tmp_path / "served" / "s-000000.tar").stat().st_size)
+    assert len(handler.asked) == attempts
+
+
+def test_a_dying_server_ends_an_epoch_with_its_address(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with fewer batches, which would look like the end of the data."""
+    server, _ = served
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    url = f"{server}/good/s-000000.tar"
+    index = open_index([url], str(tmp_path / "i"))
+    order = Order(index.counts, 0, Shuffle(streams=1, run_length=1, run_window=1, window=1))
+    batches = iter(BatchStream(index, order, Numbers(0, 1, 1, 3000), (ViewSpec(8),), threads=2))
+    next(batches)
+    (tmp_path / "served" / "s-000000.tar").unlink()
+    with pytest.raises(ReadError, match=f"cannot read `{url}`: .*404"):
+        for _ in batches:
+            pass
+
+
+def test_connections_are_used_again(served: Served, tmp_path: Path) -> None:
+    server, handler = served
+    size, reader = (tmp_path / "served" / "s-000000.tar").stat().st_size, Reader()
+    for start in range(20):
+        reader.read(f"{server}/good/s-000000.tar", start, start + 10, size)
+    assert handler.connections == 1
+
+
+def test_a_connection_closed_while_idle_is_no_failed_attempt(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, handler = served
+    monkeypatch.setattr(patience, "ATTEMPTS", 1)
+    data = (tmp_path / "served" / "s-000000.tar").read_bytes()
+    for start in range(4):
+        assert Reader().read(f"{server}/idle/s-000000.tar", start, start + 9, len(data)) == data[start : start + 9]
+    assert handler.connections == 4
+
+
+def test_proxies_of_the_environment_are_used(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy is asked for the whole address."""
+    server, _ = served
+    data = (tmp_path / "served" / "s-000000.tar").read_bytes()
+    seen: list[str] = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(206)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(data[:5])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert Reader().read(f"{server}/good/s-000000.tar", 0, 5, len(data)) == data[:5]
+        assert seen == []
+        assert Reader().read("http://example.invalid/x.tar", 0, 5, len(data)) == data[:5]
+        assert seen == ["http://example.invalid/x.tar"]
+        proxy.shutdown()
 
 
 def test_a_shard_that_changed_since_it_was_indexed_is_not_read(server: str, tmp_path: Path) -> None:
@@ -137,8 +189,8 @@ def test_pipes_are_read_once_and_kept(tmp_path: Path) -> None:
 def test_failing_pipes_end_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:
-    monkeypatch.setattr(source, "_PAUSE", 0.01)
-    monkeypatch.setattr(source, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
+    monkeypatch.setattr(patience, "TIMEOUT", 0.3)
     with pytest.raises(UserError, match=message):
         open_index([f"pipe:{command}"], str(tmp_path / "i"))
 

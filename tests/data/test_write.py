@@ -14,7 +14,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pretrain.data import index
+from pretrain.data import crew
 from pretrain.data.index import open_index
 from pretrain.data.write import write_shards
 from pretrain.records import UserError
@@ -64,7 +64,7 @@ def test_class_folders_become_labelled_shards_that_webdataset_reads(tmp_path: Pa
 def test_the_index_beside_the_shards_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = folder_of({f"{number}.png": number for number in range(5)}, tmp_path / "images")
     assert make_shards(f"images={images}", f"out={tmp_path / 'out'}", "samples_per_shard=2").returncode == 0
-    monkeypatch.setattr(index, "scan", None)  # it would be an error to read the shards again
+    monkeypatch.setattr(crew, "scan", None)  # it would be an error to read the shards again
     found = open_index([str(path) for path in sorted((tmp_path / "out").glob("*.tar"))], str(tmp_path / "unused"))
     assert found.counts == [2, 2, 1]
     assert not (tmp_path / "unused").exists()

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.view import decode as module
-from pretrain.view.decode import DecodeError, decode
+from pretrain.view import pixels as module
+from pretrain.view.decode import decode
+from pretrain.view.pixels import DecodeError
 
 PHOTO = np.linspace(0, 255, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint8)
 
