@@ -208,12 +208,10 @@ def main(a: Arguments) -> None:
         for name in ("samples", "classes", "shard", "bytes")
         if (value := getattr(a, name)) < 1
     ]
-    lists = ("batch", "streams", "run_length", "run_window", "window")
-    lines += [f"{name}=[]: must hold at least one value" for name in lists if not getattr(a, name)]
     lines += [
         f"batch={size}: must be between 2 and samples (={a.samples})" for size in a.batch if not 2 <= size <= a.samples
     ]
-    for one in [] if lines else a.settings:
+    for one in a.settings:
         lines += [f"{name}={one[name]}: {reason}" for name, reason in Shuffle.problems(**one)]
     if lines:
         raise UserError("\n".join(dict.fromkeys(lines)))

@@ -388,6 +388,13 @@ def test_a_users_own_package_can_be_allowed() -> None:
         ("data.train=d/[ab]*.tar", "d/[ab]*.tar"),
         ("data.train=http://h/x.tar?a=b&c=d", "http://h/x.tar?a=b&c=d"),
         ("data.train=pipe:curl -s 'u' | cat", "pipe:curl -s 'u' | cat"),
+        ("data.train={pipe:cat a,pipe:cat b}", "{pipe:cat a,pipe:cat b}"),
+        ("data.train={http://h/a.tar,http://h/b.tar}", "{http://h/a.tar,http://h/b.tar}"),
+        ("data.train={a,b}/x.tar", "{a,b}/x.tar"),
+        (
+            "data.train={a: d/x-{00..15}.tar, b-c:[e,f/*.tar], d: http://h/x.tar?a=b, e: 'q'}",
+            {"a": "d/x-{00..15}.tar", "b-c": ["e", "f/*.tar"], "d": "http://h/x.tar?a=b", "e": "q"},
+        ),
         ("output_dir=runs/a b (1)", "runs/a b (1)"),
         ("output_dir=runs/lr=3", "runs/lr=3"),
         ("data.train='already quoted'", "already quoted"),
@@ -403,6 +410,11 @@ def test_shard_lists_and_paths_reach_hydra_as_they_are_typed(typed: str, value: 
     key = typed.partition("=")[0]
     found = OmegaConf.select(cfg, key)
     assert (list(found) if isinstance(value, list) else found) == value
+
+
+def test_patterns_of_one_data_set_of_several_are_quoted() -> None:
+    both = ["data.train={a: x, b: y}", "data.train.a=d/x-{00..15}.tar"]
+    assert composed(quote(both)).data.train == {"a": "d/x-{00..15}.tar", "b": "y"}
 
 
 def test_other_words_are_left_alone() -> None:

@@ -45,11 +45,11 @@ def test_an_epoch_is_visited_whole_and_its_reads_are_counted(run_length: int, re
     for p in (0, 1, 777, 9_999):
         shard, member = order.locate(10_000 + p)
         assert samples[p] == starts[shard] + member
-    assert found == pytest.approx(reads, rel=0.1)
+    assert found == pytest.approx(reads, rel=0.15)  # now and then the next is near enough to be read with it
 
 
 def test_run_windows_as_long_as_a_stream_mix_what_short_ones_starve() -> None:
-    """As the default and the former one on ImageNet, at a sixty-fourth of its size: streams, windows and shards less."""
+    """As the default and the former one on ImageNet, at a sixty-fourth of its size and fewer streams."""
     sizes = {"samples": 20_000, "classes": 125, "shard": 160, "batch": [64]}
     result = measured(**sizes, streams=[8], run_length=[4], run_window=[65536, 512], window=[64])
     true = result["true"]["64"]["classes"]
@@ -103,16 +103,15 @@ def test_the_script_writes_what_it_prints(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_are_reported_at_once() -> None:
-    words = ["samples=100", "batch=[1,200]", "streams=[]"]
-    assert "shard=x: must be a whole number" in run_script("order_quality", *words, "shard=x").stderr
-    assert run_script("order_quality", *words, "classes=0").stderr.splitlines() == [
+    words = ["samples=100", "classes=0", "batch=[1,200]", "run_length=[8]", "run_window=[12]"]
+    assert run_script("order_quality", *words, "streams=[]", "shard=x").stderr.splitlines() == [
+        "streams=[]: must be a list of a whole number",
+        "shard=x: must be a whole number",
+    ]
+    assert run_script("order_quality", *words, "streams=[0]").stderr.splitlines() == [
         "classes=0: must be at least 1",
-        "streams=[]: must hold at least one value",
         "batch=1: must be between 2 and samples (=100)",
         "batch=200: must be between 2 and samples (=100)",
-    ]
-    words = ["samples=100", "batch=[10]", "streams=[0]", "run_length=[8]", "run_window=[12]"]
-    assert run_script("order_quality", *words).stderr.splitlines() == [
         "streams=0: must be at least 1",
         "run_window=12: must be a positive multiple of `run_length` (=8)",
     ]
