@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.records import Problem, UserError
+from pretrain.problem import Problem, UserError
 
 log = logging.getLogger(__name__)
 

@@ -30,11 +30,11 @@ BUILD = """
     from pretrain.data import crew, sidecar
     from pretrain.data.index import open_index
     original = sidecar._scan
-    def scan(url):
+    def scan(url, access):
         with open(sys.argv[3], "a") as file:
             file.write(Path(url).name + "\\n")
         time.sleep(0.01)
-        return original(url)
+        return original(url, access)
     sidecar._scan = scan
     urls = sorted(str(path) for path in Path(sys.argv[1]).glob("*.tar"))
     print("ready", flush=True)

@@ -138,7 +138,9 @@ def test_folders_that_number_names_differently_are_refused(tmp_path: Path) -> No
 def test_only_what_is_needed_is_held(tmp_path: Path, where: str | None, held: set[str]) -> None:
     index = open_index([write(tmp_path / "d", lambda number: b"{}" * 1000)], str(tmp_path / "i"))
     order = Order(index.counts, 0, None)
-    windows = Windows(index, order, Numbers(0, 1, 8, 8), Inline(), Labels(where))
+    numbers = Numbers(0, 1, 8, 8)
+    stream = BatchStream(index, order, numbers, (VIEW,), labels=Labels(where))
+    windows = Windows(index, order, numbers, Inline(), stream._needed)
     for g in range(8):
         windows.ask(g)
     (run,) = {id(run): run.result() for _, _, run in windows._samples.values()}.values()
