@@ -13,15 +13,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from pretrain.data import source
 from pretrain.data.sidecar import Part, Shard, Sidecar, from_sidecar, scan
+from pretrain.data.skip import Members, Paths, skipped_of
 from pretrain.files import replace_file
 from pretrain.records import UserError
 
@@ -30,18 +32,25 @@ _THREADS = 8
 
 
 class Index:
-    """Shards with the places of all their samples. Small: a sidecar is mapped when it is first needed."""
+    """Shards with the places of all their samples. Small: a sidecar is mapped when it is first needed.
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    Args:
+        shards: the shards.
+        skipped: samples that are left out: number of the shard → their numbers in it, sorted. The others count as if
+            these were not there: `counts`, and the `member` that the methods take, are of those that are kept.
+    """
+
+    def __init__(self, shards: Sequence[Shard], skipped: Mapping[int, Members] | None = None) -> None:
         self.shards = list(shards)
+        self._skipped = dict(skipped or {})
         self._sidecars: dict[int, Sidecar] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "_sidecars": {}}
+        return self.__dict__ | {"_sidecars": {}}
 
     @property
     def counts(self) -> list[int]:
-        return [shard.count for shard in self.shards]
+        return [shard.count - len(self._skipped.get(number, ())) for number, shard in enumerate(self.shards)]
 
     @property
     def num_samples(self) -> int:
@@ -51,15 +60,27 @@ class Index:
     def digest(self) -> str:
         """Identifies the samples and their order, wherever the shards lie."""
         lines = [f"{shard.count} {shard.size} {shard.sha256}\n" for shard in self.shards]
+        lines += [
+            f"{self.shards[number].sha256} without {' '.join(map(str, members.tolist()))}\n"
+            for number, members in sorted(self._skipped.items())
+        ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def parts(self, shard: int, member: int) -> list[Part]:
         """The allow-listed members of a sample."""
-        return self._sidecar(shard).parts(member)
+        return self._sidecar(shard).parts(self.number(shard, member))
 
     def key(self, shard: int, member: int) -> str:
         """The shard's own name for a sample."""
-        return self._sidecar(shard).key(member)
+        return self._sidecar(shard).key(self.number(shard, member))
+
+    def number(self, shard: int, member: int) -> int:
+        """The number of a sample in its shard, counted with those that are left out."""
+        skipped = self._skipped.get(shard)
+        if skipped is None:
+            return member
+        before = skipped - np.arange(len(skipped))  # how many samples are kept before each that is not
+        return member + int(np.searchsorted(before, member, side="right"))
 
     def _sidecar(self, shard: int) -> Sidecar:
         if shard not in self._sidecars:
@@ -67,7 +88,7 @@ class Index:
         return self._sidecars[shard]
 
 
-def open_index(urls: Sequence[str], index_dir: str | None = None, prefix: str = "data.") -> Index:
+def open_index(urls: Sequence[str], index_dir: str | None = None, prefix: str = "data.", skip: Paths = None) -> Index:
     """The index of shards: from beside them, from the cache, or built now with a progress bar.
 
     Args:
@@ -75,6 +96,7 @@ def open_index(urls: Sequence[str], index_dir: str | None = None, prefix: str = 
         index_dir: where to keep what is built; None means `~/.cache/pretrain/index`. A folder named by the digest of
             the list is made in it.
         prefix: what keys begin with where a mistake's advice names them: `data.` in a run, nothing in a script.
+        skip: lists of samples that are left out (`skip.py`).
 
     Raises:
         UserError: shards are damaged or cannot be read (all of them are named), or the cache cannot be written.
@@ -82,21 +104,23 @@ def open_index(urls: Sequence[str], index_dir: str | None = None, prefix: str = 
     urls, known, foreign = _known(urls)
     if foreign:
         known.update(_cached(foreign, _cache(foreign, index_dir), prefix))
-    return Index([known[url] for url in urls])
+    shards = [known[url] for url in urls]
+    return Index(shards, skipped_of(shards, skip))
 
 
-def count_known(urls: Sequence[str], index_dir: str | None = None) -> int | None:
+def count_known(urls: Sequence[str], index_dir: str | None = None, skip: Paths = None) -> int | None:
     """How many samples shards have, None if one of them has no index yet; reads no shard."""
     _, known, foreign = _known(urls)
     sidecars = _sidecars(foreign, _cache(foreign, index_dir))
-    shards = [*known.values(), *(from_sidecar(url, sidecar) for url, sidecar in sidecars.items())]
-    return sum(shard.count for shard in shards if shard) if all(shards) else None
+    found = [*known.values(), *(from_sidecar(url, sidecar) for url, sidecar in sidecars.items())]
+    shards = [shard for shard in found if shard is not None]
+    return Index(shards, skipped_of(shards, skip)).num_samples if len(shards) == len(found) else None
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     """Writes `index.json` for local shards whose sidecars stand beside them; it keeps those listed there before."""
     names = {shard.name for shard in shards}
-    rows = [row for row in _listed(folder)[0].values() if row["name"] not in names and (folder / row["name"]).is_file()]
+    rows = [row for row in listed(folder)[0].values() if row["name"] not in names and (folder / row["name"]).is_file()]
     rows += [
         {
             "name": shard.name,
@@ -114,7 +138,7 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
 
 def owns_index(folder: Path) -> bool:
     """Whether the folder's `index.json`, if there is one, is of this format."""
-    return _listed(folder)[1]
+    return listed(folder)[1]
 
 
 def _known(urls: Sequence[str]) -> tuple[list[str], dict[str, Shard], list[str]]:
@@ -142,10 +166,10 @@ def _beside(url: str) -> Shard | None:
 @functools.cache
 def _beside_rows(folder: Path) -> dict[str, dict[str, Any]]:
     """Read once for all shards of a folder."""
-    return _listed(folder)[0]
+    return listed(folder)[0]
 
 
-def _listed(folder: Path) -> tuple[dict[str, dict[str, Any]], bool]:
+def listed(folder: Path) -> tuple[dict[str, dict[str, Any]], bool]:
     """(the shards that a folder's `index.json` lists, by name; whether it is of this format, or not there at all)."""
     try:
         content = json.loads((folder / "index.json").read_bytes())

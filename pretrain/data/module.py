@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from pretrain.data import skip as skip_lists
 from pretrain.data import source
 from pretrain.data.index import Index, count_known, open_index
 from pretrain.data.order import Order, Shuffle
@@ -49,6 +50,7 @@ class ShardData:
         index_dir: where an index is built for shards that come without one; None is a cache folder.
         allow_pipe: whether `pipe:` commands, which run in a shell, are allowed.
         max_bad_fraction: share of samples that may fail to decode before the run stops.
+        skip: lists of samples of `train` that are left out, as `scripts/shards.py` writes them.
     """
 
     def __init__(
@@ -63,12 +65,13 @@ class ShardData:
         index_dir: str | None = None,
         allow_pipe: bool = False,
         max_bad_fraction: float = 0.01,
+        skip: Patterns | None = None,
     ) -> None:
         self.num_workers = num_workers
         self.prefetch = prefetch
         self.val_samples = val_samples
         self.max_bad_fraction = max_bad_fraction
-        self.train = open_shards(train, index_dir, allow_pipe)
+        self.train = open_shards(train, index_dir, allow_pipe, skip=skip)
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
         self.val = None if val is None else open_shards(val, index_dir, allow_pipe)
 
@@ -81,6 +84,7 @@ class ShardData:
         val_samples: int,
         allow_pipe: bool,
         max_bad_fraction: float,
+        skip: Patterns | None = None,
         **_: object,
     ) -> Iterator[Problem]:
         if train is None:
@@ -91,6 +95,7 @@ class ShardData:
         for name, patterns in {"train": train, "val": val}.items():
             if patterns is not None:
                 yield from ((name, mistake) for mistake in source.expand(patterns, allow_pipe)[1])
+        yield from (("skip", mistake) for mistake in skip_lists.mistakes(skip))
         for name, value, least in (
             ("num_workers", num_workers, 0),
             ("prefetch", prefetch, 1),
@@ -107,7 +112,10 @@ class ShardData:
 
     def identity(self) -> dict[str, Any]:
         """What decides which sample is number g, beside the seed: another value is another order."""
-        shards = [f"{shard.name} {shard.count} {shard.sha256[:16]}" for shard in self.train.shards]
+        shards = [
+            f"{shard.name} {count} {shard.sha256[:16]}"
+            for shard, count in zip(self.train.shards, self.train.counts, strict=True)
+        ]
         return {"digest": self.train.digest, "shards": shards, "shuffle": asdict(self.shuffle)}
 
     def batches(
@@ -158,9 +166,13 @@ def fitted(shuffle: Shuffle, index: Index) -> Shuffle:
 
 
 def open_shards(
-    patterns: Patterns | None, index_dir: str | None = None, allow_pipe: bool = False, prefix: str = "data."
+    patterns: Patterns | None,
+    index_dir: str | None = None,
+    allow_pipe: bool = False,
+    prefix: str = "data.",
+    skip: Patterns | None = None,
 ) -> Index:
-    """The index of the shards that patterns stand for; `prefix` as for `source.expand`.
+    """The index of the shards that patterns stand for, less what skip lists leave out; `prefix` as for `source.expand`.
 
     Raises:
         UserError: there are none, or they cannot be read.
@@ -168,16 +180,21 @@ def open_shards(
     shards, mistakes = source.expand(patterns or [], allow_pipe, prefix)
     if mistakes or not shards:
         raise UserError("\n".join(mistakes) or "no shards are named")
-    index = open_index(shards, index_dir, prefix)
-    if not index.num_samples:
+    index = open_index(shards, index_dir, prefix, skip)
+    if not any(shard.count for shard in index.shards):
         raise UserError(f"`{patterns}`: there is no image in any of the {len(shards)} shards")
+    if not index.num_samples:
+        raise UserError(f"{prefix}skip={skip}: it leaves out every sample of `{patterns}`")
     return index
 
 
-def known_size(patterns: Patterns | None, index_dir: str | None = None) -> int | None:
+def known_size(patterns: Patterns | None, index_dir: str | None = None, skip: Patterns | None = None) -> int | None:
     """How many samples shards have, if an index of all of them is there; no shard is read to find out."""
     shards, mistakes = source.expand(patterns or [], allow_pipe=True)
-    return None if mistakes or not shards else count_known(shards, index_dir)
+    try:
+        return None if mistakes or not shards else count_known(shards, index_dir, skip)
+    except UserError:  # a skip list that cannot be read
+        return None
 
 
 class Loader:

@@ -21,7 +21,11 @@ _WITHOUT_DATA = (b"3", b"4", b"5", b"6")  # devices, folders, pipes
 
 
 class DamagedTarError(ValueError):
-    """The archive is not whole; says what is wrong at which byte."""
+    """The archive is not whole; says what is wrong, and `byte` where: there the header at fault begins."""
+
+    def __init__(self, message: str, byte: int) -> None:
+        super().__init__(message)
+        self.byte = byte
 
 
 class Member(NamedTuple):
@@ -35,9 +39,9 @@ class Member(NamedTuple):
 class _Stream:
     """A stream that counts what was read of it."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(self, read: Callable[[int], bytes], offset: int) -> None:
         self._read = read
-        self.offset = 0
+        self.offset = offset
 
     def take(self, size: int) -> bytes:
         """Exactly `size` bytes, or fewer at the end."""
@@ -58,16 +62,25 @@ class _Stream:
         return True
 
 
-def members(read: Callable[[int], bytes]) -> Iterator[Member]:
+def is_header(block: bytes) -> bool:
+    """Whether 512 bytes are a header of the ustar family whose checksum is right."""
+    try:
+        return block[257:262] == b"ustar" and _size_in(block, 0) >= 0
+    except DamagedTarError:
+        return False
+
+
+def members(read: Callable[[int], bytes], start: int = 0) -> Iterator[Member]:
     """The regular files of a tar, in order.
 
     Args:
         read: gives at most so many of the next bytes, b"" at the end.
+        start: the byte of the archive, a header's first, that `read` begins with.
 
     Raises:
         DamagedTarError: a header's checksum is wrong, or the archive was cut off.
     """
-    stream = _Stream(read)
+    stream = _Stream(read, start)
     long_name, pax, ended = None, {}, False
     while header := stream.take(_BLOCK):
         at = stream.offset - len(header)
@@ -81,7 +94,7 @@ def members(read: Callable[[int], bytes]) -> Iterator[Member]:
         if kind in b"LKxg":
             body = stream.take(padded)
             if len(body) < padded:
-                raise DamagedTarError(f"it was cut off inside the header at byte {at}")
+                raise DamagedTarError(f"it was cut off inside the header at byte {at}", at)
             if kind == b"L":
                 long_name = _text(body[:size])
             elif kind == b"x":
@@ -92,30 +105,33 @@ def members(read: Callable[[int], bytes]) -> Iterator[Member]:
         name = pax.get("path") or long_name or _name_in(header)
         offset = stream.offset
         if kind in _LINKS:
-            raise DamagedTarError(f"`{name}` is a link to another member (GNU tar: --hard-dereference --dereference)")
+            raise DamagedTarError(
+                f"`{name}` is a link to another member (GNU tar: --hard-dereference --dereference)", at
+            )
         if kind == b"S" or any(key.startswith("GNU.sparse.") for key in pax):
-            raise DamagedTarError(f"`{name}` is stored as a sparse file (write the tar without --sparse)")
+            raise DamagedTarError(f"`{name}` is stored as a sparse file (write the tar without --sparse)", at)
         if kind in _REGULAR:
             yield Member(name, offset, size)
         if kind not in _WITHOUT_DATA and not stream.skip(padded):
-            raise DamagedTarError(f"it was cut off inside `{name}`, which begins at byte {at}")
+            raise DamagedTarError(f"it was cut off inside `{name}`, which begins at byte {at}", at)
         long_name, pax = None, {}
     if not ended:
         raise DamagedTarError(
-            f"it ends at byte {stream.offset} without the end-of-archive marker, so it was probably cut off"
+            f"it ends at byte {stream.offset} without the end-of-archive marker, so it was probably cut off",
+            stream.offset,
         )
 
 
 def _size_in(header: bytes, at: int) -> int:
     """The size that a header states, once its checksum is found right."""
     if len(header) < _BLOCK:
-        raise DamagedTarError(f"it was cut off inside the header at byte {at}")
+        raise DamagedTarError(f"it was cut off inside the header at byte {at}", at)
     expected = sum(header[:148]) + 8 * ord(" ") + sum(header[156:])
     if _number(header[148:156]) != expected:
-        raise DamagedTarError(f"the header at byte {at} is damaged (its checksum is wrong)")
+        raise DamagedTarError(f"the header at byte {at} is damaged (its checksum is wrong)", at)
     size = _number(header[124:136])
     if size is None or size < 0:
-        raise DamagedTarError(f"the header at byte {at} states no size")
+        raise DamagedTarError(f"the header at byte {at} states no size", at)
     return size
 
 
@@ -146,7 +162,7 @@ def _pax_records(body: bytes, at: int) -> dict[str, str]:
         match = re.match(rb"(\d+) ([^=]+)=", body)
         length = int(match[1]) if match else 0
         if match is None or not match.end() < length <= len(body):
-            raise DamagedTarError(f"the extended header at byte {at} is damaged")
+            raise DamagedTarError(f"the extended header at byte {at} is damaged", at)
         value = body[match.end() : length - 1]
         records[_text(match[2])] = value.decode("utf-8", errors="surrogateescape")
         body = body[length:]

@@ -6,9 +6,11 @@ A run that is killed leaves no shard that looks whole and no `index.json`; the s
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Sequence
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -98,6 +100,20 @@ def _write_tar(path: Path, keys: Sequence[tuple[str, T]], load: Callable[[T], di
         with webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
             for key, item in keys:
                 tar.write({"__key__": key, **load(item)})
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """A tar of (name, bytes) in that order, which appears under its name when it is whole."""
+    partial = path.with_name(f".{path.name}.tmp")
+    with open(partial, "wb") as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for name, content in members:
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(content), 0o444
+                tar.addfile(member, io.BytesIO(content))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
