@@ -22,12 +22,15 @@ from typing import Literal
 
 from pretrain.arguments import script
 from pretrain.data import source
+from pretrain.data.index import open_index
 from pretrain.data.module import Patterns
 from pretrain.data.skip import write_skip_list
 from pretrain.doctor.finding import write_json
 from pretrain.doctor.index import build_index
 from pretrain.doctor.parallel import processors
 from pretrain.doctor.repair import repair
+from pretrain.doctor.reshard import Resharding, reshard
+from pretrain.doctor.stats import stats
 from pretrain.doctor.verify import verify
 from pretrain.records import UserError
 
@@ -42,6 +45,12 @@ class Arguments:
     allow_pipe: bool = False
     workers: int | None = None
     beside: bool = False
+    samples_per_shard: int = 1000
+    short_side: int | None = None
+    quality: int = 90
+    shuffle: int | None = None
+    name: str = "train"
+    bench: bool = True
 
 
 def main(a: Arguments) -> None:
@@ -49,7 +58,7 @@ def main(a: Arguments) -> None:
     if mistakes or not urls:
         raise UserError("\n".join(mistakes) or f"data={a.data}: no shards are named")
     workers = a.workers or processors()
-    {"verify": _verify, "repair": _repair, "index": _index}[a.action](a, urls, workers)
+    {"verify": _verify, "stats": _stats, "repair": _repair, "reshard": _reshard, "index": _index}[a.action](a, urls, workers)
 
 
 def _verify(a: Arguments, urls: list[str], workers: int) -> None:
@@ -71,6 +80,19 @@ def _repair(a: Arguments, urls: list[str], workers: int) -> None:
     for finding in result.lost:
         print(finding.line())
     print(result.summary())
+
+
+def _stats(a: Arguments, urls: list[str], workers: int) -> None:
+    found = stats(open_index(urls, a.index_dir, "", a.skip), workers)
+    print("\n".join(found.lines()))
+    if a.out is not None:
+        found.write(Path(a.out))
+
+
+def _reshard(a: Arguments, urls: list[str], workers: int) -> None:
+    how = Resharding(a.samples_per_shard, a.short_side, a.quality, a.shuffle, a.name)
+    index = open_index(urls, a.index_dir, "", a.skip)
+    print("\n".join(reshard(index, Path(str(a.out)), how, workers, a.bench and a.short_side is not None).lines()))
 
 
 def _index(a: Arguments, urls: list[str], workers: int) -> None:

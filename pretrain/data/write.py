@@ -37,6 +37,8 @@ def write_shards(
     load: Callable[[T], dict[str, bytes]],
     samples_per_shard: int,
     classes: Sequence[str] = (),
+    settings: object = None,
+    threads: int = _THREADS,
 ) -> list[Shard]:
     """Writes `NAME-000000.tar`, `NAME-000001.tar`, …, their sidecars and `index.json`, with a progress bar.
 
@@ -47,12 +49,15 @@ def write_shards(
         load: gives a sample's members, extension → bytes.
         samples_per_shard: of all shards but the last, which may have fewer.
         classes: the name of each class number, for `classes.json`; one that is there already stays as it is.
+        settings: what else decides what `load` gives, with a `repr` that says so: a killed call goes on for the same
+            keys and settings alone.
+        threads: shards that are written at once.
 
     Raises:
         UserError: the folder holds such shards already, not left by this very call.
     """
     marker = out / f".{name}.writing"
-    digest = hashlib.sha256(repr((keys, samples_per_shard)).encode()).hexdigest()
+    digest = hashlib.sha256(repr((keys, samples_per_shard, settings)).encode()).hexdigest()
     _claim(out, name, marker, digest)
     if classes and not (out / CLASSES).exists():
         replace_file(out / CLASSES, json.dumps(list(classes), indent=1).encode())
@@ -69,7 +74,7 @@ def write_shards(
 
     with (
         tqdm(total=len(keys), desc=f"writing {out / name}-*.tar", unit="sample") as bar,
-        ThreadPoolExecutor(_THREADS) as pool,
+        ThreadPoolExecutor(threads) as pool,
     ):
         shards = list(pool.map(write, paths, starts))
     write_index(out, shards)

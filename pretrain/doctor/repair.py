@@ -61,7 +61,7 @@ def repair(urls: Sequence[str], out: Path, workers: int) -> Repair:
             try:
                 with local_copy(url) as file:
                     _repair_shard(file, url, out / names[url], pool, result)
-            except source.ReadError as failure:
+            except source.ReadError as failure:  # not what the copy cannot be written for
                 result.lost.append(Finding(url, "read", str(failure)))
     if result.written:
         write_index(out, result.written)

@@ -15,10 +15,10 @@ import os
 import tempfile
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from pretrain.data import source
@@ -91,7 +91,7 @@ def local_copy(url: str) -> Iterator[IO[bytes]]:
         source.ReadError: it cannot be read.
     """
     if source.is_local(url):
-        with source.retry(f"`{url}`", lambda: open(url, "rb")) as file:  # noqa: SIM115
+        with source.retry(f"`{url}`", lambda: open(url, "rb")) as file:
             yield file
         return
     with tempfile.TemporaryFile() as spool:
@@ -111,8 +111,7 @@ def _copy(url: str, file: IO[bytes]) -> None:
 def read_shard(file: IO[bytes]) -> Reading:
     """Everything in a shard but its members' bytes."""
     size = os.fstat(file.fileno()).st_size
-    file.seek(0)
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = _hash(file)
     found, damages = _salvage(file, size)
     contents = [Content(key, parts) for key, parts in neighbours(found)]
     number = 0
@@ -126,6 +125,14 @@ def read_shard(file: IO[bytes]) -> Reading:
     _mark_incomplete(contents, damages)
     taken = {member for content in contents for _, member in content.members}
     return Reading(sha256, size, contents, damages, [member for member in found if member not in taken])
+
+
+def _hash(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_member(file: IO[bytes], member: Member) -> bytes:
@@ -144,7 +151,7 @@ def safe_key(key: str) -> str:
     return "/".join(part for part in parts if part not in ("", ".", "..")) or "sample"
 
 
-def unused_folder(urls: list[str], out: str) -> None:
+def refuse_their_folder(urls: Sequence[str], out: Path) -> None:
     """Refuses to write to a folder that the shards themselves lie in.
 
     Raises:

@@ -97,7 +97,7 @@ def _verify_shard(pool: Executor, bar: Any, url: str) -> Report:
                 bar.update(max(0, reached - done))
                 done = max(done, reached)
             bar.update(reading.size - done)
-    except source.ReadError as failure:
+    except OSError as failure:
         return Report(findings=[Finding(url, "read", str(failure))])
     findings += index_findings(url, reading)
     return Report(0, reading.count, reading.size, findings, _to_skip(url, reading, findings))
