@@ -59,7 +59,8 @@ class Outcome:
 
     def lines(self) -> list[str]:
         share = self.bytes_after / max(1, self.bytes_before)
-        what = ", ".join(f"{count} {how}" for how, count in sorted(self.images.items()))
+        words = {"resized": "resized", "small": "small already", "other": "left as they are"}
+        what = ", ".join(f"{self.images[how]} {word}" for how, word in words.items() if self.images[how])
         lines = [
             f"{self.samples} samples in {self.shards} shards; images {self.bytes_before / 1e6:.1f} MB before, "
             f"{self.bytes_after / 1e6:.1f} MB after ({share:.2f} times)" + (f"; {what}" if what else "")

@@ -50,9 +50,13 @@ class Stats:
 
     def numbers(self) -> dict[str, Any]:
         """For json: counts, and quantiles of the quantities."""
-        quantities = {name: _quantiles(values) for name, values in self.values.items() if len(values)}
-        counts = {name: dict(sorted(counter.items())) for name, counter in self.counts.items()}
-        return {"shards": self.shards, "samples": self.samples, "bytes": self.size} | quantities | counts
+        return {
+            "shards": self.shards,
+            "samples": self.samples,
+            "bytes": self.size,
+            "quantities": {name: _quantiles(values) for name, values in self.values.items() if len(values)},
+            "counts": {name: dict(sorted(counter.items())) for name, counter in self.counts.items()},
+        }
 
     def lines(self) -> list[str]:
         """A table."""
@@ -85,7 +89,7 @@ class Stats:
         for place, (name, values) in enumerate(panels.items()):
             axes = figure.add_subplot(-(-len(panels) // 3), 3, place + 1, title=name)
             if len(values):
-                axes.hist(values, bins=_bins(values))
+                axes.hist(values, bins=_bins(values).tolist())
                 axes.set_xscale("log" if _is_wide(values) else "linear")
         file = io.BytesIO()
         canvas.print_png(file)
@@ -153,7 +157,7 @@ def read_header(extension: str, data: bytes) -> Header | None:
         return _array_header(data)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(0x0112, 1)
+            orientation = Image.Image.getexif(image).get(0x0112, 1)  # PNG's own reads the whole image
             turned = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
             return Header(image.format or "?", image.mode, image.width, image.height, turned)
     except (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, Image.DecompressionBombError):
@@ -169,4 +173,6 @@ def _array_header(data: bytes) -> Header | None:
         shape, _, dtype = read(file)
     except ValueError:
         return None
-    return Header("NPY", f"{dtype}×{shape[2] if len(shape) > 2 else 1}", shape[1], shape[0], 1) if len(shape) > 1 else None
+    return (
+        Header("NPY", f"{dtype}×{shape[2] if len(shape) > 2 else 1}", shape[1], shape[0], 1) if len(shape) > 1 else None
+    )
