@@ -69,7 +69,7 @@ class Outcome:
 
     def numbers(self) -> dict[str, Any]:
         """For json."""
-        speed = None if self.speed is None else self.speed.numbers()
+        speed = None if self.speed is None else asdict(self.speed)
         return vars(self) | {"images": dict(self.images), "speed": speed}
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from statistics import median
 
 import torch
 
@@ -19,21 +19,23 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class Speed:
-    """Images a second and core, of as many images as can be decoded both ways; the least time of the rounds counts."""
+    """Images a second and core, of as many images as can be decoded both ways: of each, the least time of the rounds
+    counts. `ratio` is the median of the rounds' own, in each of which both take turns."""
 
     images: int
     before: float
     after: float
+    ratio: float
+    ratio_least: float
+    ratio_greatest: float
     rounds: int = _ROUNDS
 
     def line(self) -> str:
         return (
             f"decoding and cutting one view of {_VIEW.height_width[0]} pixels: {self.before:.0f} images/s a core "
-            f"before, {self.after:.0f} after, {self.after / self.before:.2f} times (of {self.images} images)"
+            f"before, {self.after:.0f} after, {self.ratio:.2f} times ({self.ratio_least:.2f} to "
+            f"{self.ratio_greatest:.2f}; {self.images} images)"
         )
-
-    def numbers(self) -> dict[str, Any]:
-        return asdict(self) | {"ratio": self.after / self.before}
 
 
 def compare(before: Sequence[bytes], after: Sequence[bytes]) -> Speed | None:
@@ -48,7 +50,8 @@ def compare(before: Sequence[bytes], after: Sequence[bytes]) -> Speed | None:
     finally:
         torch.set_num_threads(threads)
     least = [min(row[way] for row in times) for way in (0, 1)]
-    return Speed(len(pairs), len(pairs) / least[0], len(pairs) / least[1])
+    ratios = [old / new for old, new in times]
+    return Speed(len(pairs), len(pairs) / least[0], len(pairs) / least[1], median(ratios), min(ratios), max(ratios))
 
 
 def _seconds(files: Sequence[bytes]) -> float:

@@ -110,7 +110,7 @@ def test_a_link_is_found_and_what_is_behind_it_read(tmp_path: Path) -> None:
 
 
 def test_an_index_that_is_wrong(tmp_path: Path) -> None:
-    names = ("fine", "bytes", "time", "count", "gone", "other", "broken", "missing")
+    names = ("fine", "bytes", "time", "count", "gone", "other", "broken", "places", "missing")
     paths = dict(zip(names, indexed(tmp_path, [2] * len(names)), strict=True))
     data = bytearray(paths["bytes"].read_bytes())
     data[damage.header_of(paths["bytes"], "00002.cls") + 512 + 20] ^= 1  # padding: no structure, no image
@@ -124,6 +124,8 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
     Path(f"{paths['gone']}.idx").unlink()
     Path(f"{paths['other']}.idx").write_bytes(Path(f"{paths['fine']}.idx").read_bytes())
     Path(f"{paths['broken']}.idx").write_bytes(b"PRTIDX2\n" + bytes(8))
+    sidecar = Path(f"{paths['places']}.idx").read_bytes()
+    Path(f"{paths['places']}.idx").write_bytes(sidecar[:-1] + b"x")  # the last key
     paths["missing"].unlink()
     report = check(*sorted(tmp_path.glob("*.tar")))
     found = {name: [one.cause for one in report.findings if one.shard == str(path)] for name, path in paths.items()}
@@ -136,10 +138,11 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
         "gone": "which is not there",
         "other": "is of other bytes",
         "broken": "cannot be read",
+        "places": "is wrong about sample 1, `00015`",
         "missing": "is not there",
     }.items():
         assert words in found[name][0], name
-    assert len({finding.shard for finding in report.findings}) == 7
+    assert len({finding.shard for finding in report.findings}) == 8
 
 
 def test_bad_images_become_a_skip_list_that_makes_the_shards_well(tmp_path: Path) -> None:
