@@ -79,10 +79,10 @@ def _mistakes(words: list[str]) -> list[str]:
     cfg, lines = judged(words)
     if not lines:
         return []  # the run itself counts its images
-    shards, index_dir, batch = (
-        OmegaConf.select(cfg, key) for key in ("data.train", "data.index_dir", "global_batch_size")
+    shards, index_dir, skip, batch = (
+        OmegaConf.select(cfg, key) for key in ("data.train", "data.index_dir", "data.skip", "global_batch_size")
     )
-    size = known_size(shards, index_dir)
+    size = known_size(shards, index_dir, skip)
     return lines if size is None or not isinstance(batch, int) else lines + too_few(batch, size)
 
 

@@ -153,6 +153,7 @@ class ProbeArguments:
     index_dir: str | None = None
     allow_pipe: bool = False
     labels: str = "cls"  # or json:KEY, json:a.b for a value further inside
+    skip: Patterns | None = None  # of `train`
 
 
 def open_probe_data(a: ProbeArguments) -> tuple[Index, Index]:
@@ -174,8 +175,8 @@ def open_probe_data(a: ProbeArguments) -> tuple[Index, Index]:
             raise UserError(f"out={a.out}: {failure.strerror}") from None
         if Path(a.out).is_dir() or not os.access(Path(a.out).parent, os.W_OK):
             raise UserError(f"out={a.out}: must be a file that can be written")
-    train, val = (open_shards(patterns, a.index_dir, a.allow_pipe, prefix="") for patterns in (a.train, a.val))
-    return train, val
+    train = open_shards(a.train, a.index_dir, a.allow_pipe, prefix="", skip=a.skip)
+    return train, open_shards(a.val, a.index_dir, a.allow_pipe, prefix="")
 
 
 def default_device() -> torch.device:

@@ -25,8 +25,8 @@ class Arguments:
 
 def main(arguments: Arguments, overrides: list[str]) -> None:
     cfg = composed_without_data(overrides)
-    sources = known_shares(cfg.data.train, cfg.data.sources, cfg.data.index_dir)
-    counted = known_size(cfg.data.train, cfg.data.index_dir) if sources else None
+    sources = known_shares(cfg.data.train, cfg.data.sources, cfg.data.index_dir, cfg.data.skip)
+    counted = known_size(cfg.data.train, cfg.data.index_dir, cfg.data.skip) if sources else None
     samples = arguments.num_samples or counted or cfg.data.num_samples
     if samples is None:
         raise UserError("num_samples=… is missing: this configuration does not state data.num_samples")

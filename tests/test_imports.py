@@ -29,6 +29,7 @@ ALLOWED = {
     "view": set(),
     "encoder": {"nn"},
     "data": {"view"},
+    "doctor": {"data", "view"},
     "objective": {"nn", "optim.schedule", "view.spec", "encoder.encoder"},
     "probe": {"optim", "encoder.encoder"},
     "plan": {"config"},

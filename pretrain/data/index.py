@@ -10,16 +10,19 @@ import hashlib
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pretrain.data import listing, source
 from pretrain.data.crew import scan_all
 from pretrain.data.listing import owns_index as owns_index
 from pretrain.data.listing import write_index as write_index
 from pretrain.data.sidecar import Part, Shard, Sidecar
+from pretrain.data.skip import Members, Paths, skipped_of
 from pretrain.problem import UserError
 
 _MAPPED = 4096  # sidecars at a time: Linux lets a process map 65,530 files
@@ -29,16 +32,28 @@ class Index:
     """Shards with the places of all their samples, and how they are reached; for any number of threads.
 
     Small: the sidecars used last are mapped, and only they.
+
+    Args:
+        shards: the shards.
+        access: to remote ones.
+        skipped: samples that are left out: number of the shard → their numbers in it, sorted. The others count as if
+            these were not there: `counts`, and the `member` that the methods take, are of those that are kept.
     """
 
-    def __init__(self, shards: Sequence[Shard], access: source.Access | None = None) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        access: source.Access | None = None,
+        skipped: Mapping[int, Members] | None = None,
+    ) -> None:
         self.shards = list(shards)
+        self.skipped = dict(skipped or {})
         self.access = access or source.PLAIN
         self._lock = threading.Lock()  # guards the next
         self._sidecars: OrderedDict[int, Sidecar] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "access": self.access}
+        return {"shards": self.shards, "access": self.access, "skipped": self.skipped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -46,11 +61,16 @@ class Index:
     @classmethod
     def joined(cls, parts: Sequence[Index]) -> Index:
         """The shards of several end to end."""
-        return cls([shard for part in parts for shard in part.shards], parts[0].access)
+        shards: list[Shard] = []
+        skipped: dict[int, Members] = {}
+        for part in parts:
+            skipped |= {len(shards) + number: members for number, members in part.skipped.items()}
+            shards += part.shards
+        return cls(shards, parts[0].access, skipped)
 
     @cached_property
     def counts(self) -> list[int]:
-        return [shard.count for shard in self.shards]
+        return [shard.count - len(self.skipped.get(number, ())) for number, shard in enumerate(self.shards)]
 
     @cached_property
     def num_samples(self) -> int:
@@ -60,15 +80,27 @@ class Index:
     def digest(self) -> str:
         """Identifies the samples and their order, wherever the shards lie."""
         lines = [f"{shard.count} {shard.size} {shard.sha256}\n" for shard in self.shards]
+        lines += [
+            f"{self.shards[number].sha256} without {' '.join(map(str, members.tolist()))}\n"
+            for number, members in sorted(self.skipped.items())
+        ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def parts(self, shard: int, member: int) -> list[Part]:
         """The allow-listed members of a sample."""
-        return self._sidecar(shard).parts(member)
+        return self._sidecar(shard).parts(self.number(shard, member))
 
     def key(self, shard: int, member: int) -> str:
         """The shard's own name for a sample."""
-        return self._sidecar(shard).key(member)
+        return self._sidecar(shard).key(self.number(shard, member))
+
+    def number(self, shard: int, member: int) -> int:
+        """The number of a sample in its shard, counted with those that are left out."""
+        skipped = self.skipped.get(shard)
+        if skipped is None:
+            return member
+        before = skipped - np.arange(len(skipped))  # how many samples are kept before each that is not
+        return member + int(np.searchsorted(before, member, side="right"))
 
     def _sidecar(self, shard: int) -> Sidecar:
         with self._lock:
@@ -95,7 +127,11 @@ class Index:
 
 
 def open_index(
-    urls: Sequence[str], index_dir: str | None = None, prefix: str = "data.", access: source.Access | None = None
+    urls: Sequence[str],
+    index_dir: str | None = None,
+    prefix: str = "data.",
+    access: source.Access | None = None,
+    skip: Paths = None,
 ) -> Index:
     """The index of shards: from beside them, from the cache, or built now with a progress bar.
 
@@ -104,6 +140,7 @@ def open_index(
         index_dir: where to keep what is built; None means `~/.cache/pretrain/index`.
         prefix: what keys begin with where a mistake's advice names them: `data.` in a run, nothing in a script.
         access: to remote shards.
+        skip: lists of samples that are left out (`skip.py`).
 
     Raises:
         UserError: shards are damaged or cannot be read (all of them are named), or the cache cannot be written.
@@ -113,7 +150,8 @@ def open_index(
     foreign = [url for url in urls if url not in known]
     if foreign:
         known.update(_cached(foreign, index_dir, prefix, access or source.PLAIN))
-    return Index([known[url] for url in urls], access)
+    shards = [known[url] for url in urls]
+    return Index(shards, access, skipped_of(shards, skip))
 
 
 def _cached(urls: Sequence[str], index_dir: str | None, prefix: str, access: source.Access) -> dict[str, Shard]:
@@ -140,10 +178,13 @@ def _make_writable(folder: Path, prefix: str) -> None:
         ) from None
 
 
-def count_known(urls: Sequence[str], index_dir: str | None = None) -> int | None:
+def count_known(urls: Sequence[str], index_dir: str | None = None, skip: Paths = None) -> int | None:
     """How many samples shards have, None if one of them has no index yet; reads no shard."""
     urls = listing.absolute(urls)
     known = listing.beside(urls)
     foreign = [url for url in urls if url not in known]
     known |= listing.cached(foreign, listing.cache_folder(index_dir))[0]
-    return sum(shard.count for shard in known.values()) if len(known) == len(urls) else None
+    if len(known) < len(urls):
+        return None
+    shards = [known[url] for url in urls]
+    return Index(shards, skipped=skipped_of(shards, skip)).num_samples

@@ -49,7 +49,7 @@ def beside(urls: Sequence[str]) -> dict[str, Shard]:
     for url in urls:
         folder, _, name = url.rpartition("/")
         if folder not in folders:
-            rows = _rows(Path(f"{folder}/"))[0] if source.is_local(url) else {}
+            rows = rows_of(Path(f"{folder}/"))[0] if source.is_local(url) else {}
             folders[folder] = (rows, frozenset(os.listdir(f"{folder}/") if rows else ()))
         rows, names = folders[folder]
         row = rows.get(name)
@@ -64,7 +64,7 @@ def beside(urls: Sequence[str]) -> dict[str, Shard]:
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     """Writes `index.json` for local shards whose sidecars stand beside them; it keeps those listed there before."""
     names = {shard.name for shard in shards}
-    rows = [row for row in _rows(folder)[0].values() if row["name"] not in names and (folder / row["name"]).is_file()]
+    rows = [row for row in rows_of(folder)[0].values() if row["name"] not in names and (folder / row["name"]).is_file()]
     rows += [
         {
             "name": shard.name,
@@ -82,10 +82,10 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
 
 def owns_index(folder: Path) -> bool:
     """Whether the folder's `index.json`, if there is one, was written by `write_index`."""
-    return _rows(folder)[1]
+    return rows_of(folder)[1]
 
 
-def _rows(folder: Path) -> tuple[dict[str, dict[str, Any]], bool]:
+def rows_of(folder: Path) -> tuple[dict[str, dict[str, Any]], bool]:
     """(the shards that a folder's `index.json` lists, by name; whether it is ours, or not there at all)."""
     try:
         content = json.loads((folder / "index.json").read_bytes())

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pretrain.data import cache, source
+from pretrain.data import skip as skip_lists
 from pretrain.data.index import Index
 from pretrain.data.label import Labels, mistake
 from pretrain.data.loader import Loader
@@ -48,6 +49,7 @@ class ShardData:
         max_bad_fraction: share of samples that may fail to decode before the run stops.
         scaled_decode: whether JPEGs of a million pixels are decoded at 1/2, 1/4 or 1/8 where no view needs more.
         labels: where labels are, which probes alone look at: `cls`, `json:KEY` or `none` (see `label.py`).
+        skip: lists of samples of `train` that are left out, as `scripts/shards.py` writes them.
 
     Attributes:
         bad, bad_in_evaluation: the record of samples that could not be decoded.
@@ -71,6 +73,7 @@ class ShardData:
         max_bad_fraction: float = 0.01,
         scaled_decode: bool = False,
         labels: str | None = "cls",
+        skip: Patterns | None = None,
     ) -> None:
         self.num_workers = num_workers
         self.prefetch = prefetch
@@ -79,7 +82,7 @@ class ShardData:
         self.bad, self.bad_in_evaluation = BadSamples(), BadSamples("evaluation goes on without it", once=True)
         access = source.access_of(storage_options, cache_dir, cache_size)
         self.scaled_decode = scaled_decode
-        self.training = open_training(train, sources, index_dir, allow_pipe, access=access)
+        self.training = open_training(train, sources, index_dir, allow_pipe, access=access, skip=skip)
         self.train = self.training.index
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
         self.val = None if val is None else open_shards(val, index_dir, allow_pipe, access=access)
@@ -99,6 +102,7 @@ class ShardData:
         allow_pipe: bool,
         max_bad_fraction: float,
         labels: str | None,
+        skip: Patterns | None = None,
         **_: object,
     ) -> Iterator[Problem]:
         if not train:
@@ -111,6 +115,7 @@ class ShardData:
         for argument, name, patterns in (*(("train", *one) for one in named(train).items()), ("val", "", val)):
             mistakes = [] if patterns is None else source.expand(patterns, allow_pipe, access=access)[1]
             yield from ((argument, f"{name}: {mistake}" if name else mistake) for mistake in mistakes)
+        yield from (("skip", mistake) for mistake in skip_lists.mistakes(skip))
         yield from cache.problems(cache_dir, cache_size)
         for name, value, least in (
             ("num_workers", num_workers, 0),

@@ -37,8 +37,9 @@ def open_training(
     allow_pipe: bool = False,
     prefix: str = "data.",
     access: source.Access | None = None,
+    skip: Patterns | None = None,
 ) -> TrainingShards:
-    """The training shards that patterns stand for; `prefix` and `access` as for `source.expand`.
+    """The training shards that patterns stand for; the rest as for `open_shards`.
 
     Raises:
         UserError: a data set has no shards, or they cannot be read (those of all data sets are named).
@@ -46,7 +47,7 @@ def open_training(
     indexes, lines = {}, []
     for name, patterns in (named(train) or {"": []}).items():
         try:
-            indexes[name] = open_shards(patterns, index_dir, allow_pipe, prefix, access)
+            indexes[name] = open_shards(patterns, index_dir, allow_pipe, prefix, access, skip)
         except UserError as mistake:
             lines.append(f"{name}: {mistake}" if name else str(mistake))
     if lines:
@@ -60,8 +61,11 @@ def open_shards(
     allow_pipe: bool = False,
     prefix: str = "data.",
     access: source.Access | None = None,
+    skip: Patterns | None = None,
 ) -> Index:
-    """The index of the shards that patterns stand for; `prefix` and `access` as for `source.expand`.
+    """The index of the shards that patterns stand for, less what skip lists leave out.
+
+    `prefix` and `access` are as for `source.expand`.
 
     Raises:
         UserError: there are none, or they cannot be read.
@@ -69,21 +73,28 @@ def open_shards(
     shards, mistakes = source.expand(patterns or [], allow_pipe, prefix, access)
     if mistakes or not shards:
         raise UserError("\n".join(mistakes) or "no shards are named")
-    index = open_index(shards, index_dir, prefix, access)
-    if not index.num_samples:
+    index = open_index(shards, index_dir, prefix, access, skip)
+    if not any(shard.count for shard in index.shards):
         raise UserError(f"`{patterns}`: there is no image in any of the {len(shards)} shards")
+    if not index.num_samples:
+        raise UserError(f"{prefix}skip={skip}: it leaves out every sample of `{patterns}`")
     return index
 
 
-def known_size(train: Patterns | NamedPatterns | None, index_dir: str | None = None) -> int | None:
+def known_size(
+    train: Patterns | NamedPatterns | None, index_dir: str | None = None, skip: Patterns | None = None
+) -> int | None:
     """How many samples shards have, if an index of all of them is there; no shard is read to find out."""
-    sizes = [_known_size(patterns, index_dir) for patterns in named(train).values()]
+    sizes = [_known_size(patterns, index_dir, skip) for patterns in named(train).values()]
     known = [size for size in sizes if size is not None]
     return sum(known) if known and len(known) == len(sizes) else None
 
 
 def known_shares(
-    train: Patterns | NamedPatterns | None, sources: Mapping[str, float] | None, index_dir: str | None = None
+    train: Patterns | NamedPatterns | None,
+    sources: Mapping[str, float] | None,
+    index_dir: str | None = None,
+    skip: Patterns | None = None,
 ) -> dict[str, SourceShare]:
     """What part of all samples each source of a mixture has, and how many samples it has where an index of it is
     there; empty without a mixture."""
@@ -91,10 +102,13 @@ def known_shares(
         return {}
     return source_shares(
         mixture.places(sources),
-        {name: _known_size(patterns, index_dir) for name, patterns in named(train).items()},
+        {name: _known_size(patterns, index_dir, skip) for name, patterns in named(train).items()},
     )
 
 
-def _known_size(patterns: Patterns, index_dir: str | None) -> int | None:
+def _known_size(patterns: Patterns, index_dir: str | None, skip: Patterns | None) -> int | None:
     shards, mistakes = source.expand(patterns, allow_pipe=True)
-    return None if mistakes or not shards else count_known(shards, index_dir)
+    try:
+        return None if mistakes or not shards else count_known(shards, index_dir, skip)
+    except UserError:  # a skip list that cannot be read
+        return None

@@ -33,6 +33,12 @@ def group(found: Iterable[Member]) -> list[Sample]:
     Raises:
         AmbiguousSampleError: a sample has an extension twice, or several images none of which is plainly the one.
     """
+    chosen = [(key, choose(key, parts)) for key, parts in neighbours(found)]
+    return [sample for sample in chosen if has_image(sample)]
+
+
+def neighbours(found: Iterable[Member]) -> list[tuple[str, list[tuple[str, Member]]]]:
+    """All members by their samples: the key, and each member with its extension."""
     samples: list[tuple[str, list[tuple[str, Member]]]] = []
     for member in found:
         match = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", member.name, flags=re.DOTALL)
@@ -41,12 +47,19 @@ def group(found: Iterable[Member]) -> list[Sample]:
         if not samples or match[1] != samples[-1][0]:
             samples.append((match[1], []))
         samples[-1][1].append((match[2].lower(), member))
-    chosen = [(key, _choose(key, parts)) for key, parts in samples]
-    return [sample for sample in chosen if any(EXTENSIONS[part[0]] in IMAGES for part in sample[1])]
+    return samples
 
 
-def _choose(key: str, members: Sequence[tuple[str, Member]]) -> list[tuple[int, int, int]]:
-    """The members of a sample that are recorded."""
+def has_image(sample: Sample) -> bool:
+    return any(EXTENSIONS[part[0]] in IMAGES for part in sample[1])
+
+
+def choose(key: str, members: Sequence[tuple[str, Member]]) -> list[tuple[int, int, int]]:
+    """The members of a sample that are recorded.
+
+    Raises:
+        AmbiguousSampleError: which of them is its image or its label cannot be told.
+    """
     chosen = [(extension, member) for extension, member in members if extension in EXTENSIONS]
     if not any(extension in IMAGES for extension, _ in chosen):
         last = [(extension.rpartition(".")[2], member) for extension, member in members]

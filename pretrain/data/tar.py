@@ -21,7 +21,11 @@ _WITHOUT_DATA = (b"3", b"4", b"5", b"6")  # devices, folders, pipes
 
 
 class DamagedTarError(ValueError):
-    """The archive is not whole; says what is wrong at which byte."""
+    """The archive is not whole; says what is wrong, and `byte` where: there the header at fault begins."""
+
+    def __init__(self, message: str, byte: int) -> None:
+        super().__init__(message)
+        self.byte = byte
 
 
 class Member(NamedTuple):
@@ -35,13 +39,13 @@ class Member(NamedTuple):
 class _Stream:
     """A stream that is read in large pieces, and counts what was taken of it."""
 
-    def __init__(self, read: Callable[[int], bytes], seek: Callable[[int], None] | None) -> None:
+    def __init__(self, read: Callable[[int], bytes], seek: Callable[[int], None] | None, offset: int) -> None:
         self._read = read
         self._seek = seek
         self._size = _CHUNK if seek is None else _BLOCK
         self._piece = b""
         self._at = 0  # in the piece
-        self.offset = 0
+        self.offset = offset
 
     def take(self, size: int) -> bytes:
         """Exactly `size` bytes, or fewer at the end."""
@@ -77,17 +81,28 @@ class _Stream:
         return bool(self._piece)
 
 
-def members(read: Callable[[int], bytes], seek: Callable[[int], None] | None = None) -> Iterator[Member]:
+def is_header(block: bytes) -> bool:
+    """Whether 512 bytes are a header of the ustar family whose checksum is right."""
+    try:
+        return block[257:262] == b"ustar" and _size_in(block, 0) >= 0
+    except DamagedTarError:
+        return False
+
+
+def members(
+    read: Callable[[int], bytes], seek: Callable[[int], None] | None = None, start: int = 0
+) -> Iterator[Member]:
     """The regular files of a tar, in order.
 
     Args:
         read: gives at most so many of the next bytes, b"" at the end.
         seek: passes over so many bytes. If there is none all bytes are read; else only the headers.
+        start: the byte of the archive, a header's first, that `read` begins with.
 
     Raises:
         DamagedTarError: a header's checksum is wrong, or the archive was cut off.
     """
-    stream = _Stream(read, seek)
+    stream = _Stream(read, seek, start)
     long_name, pax, ended = None, {}, False
     while header := stream.take(_BLOCK):
         at = stream.offset - len(header)
@@ -101,7 +116,7 @@ def members(read: Callable[[int], bytes], seek: Callable[[int], None] | None = N
         if kind in b"LKxg":
             body = stream.take(padded)
             if len(body) < padded:
-                raise DamagedTarError(f"it was cut off inside the header at byte {at}")
+                raise DamagedTarError(f"it was cut off inside the header at byte {at}", at)
             if kind == b"L":
                 long_name = _text(body[:size])
             elif kind == b"x":
@@ -112,30 +127,33 @@ def members(read: Callable[[int], bytes], seek: Callable[[int], None] | None = N
         name = pax.get("path") or long_name or _name_in(header)
         offset = stream.offset
         if kind in _LINKS:
-            raise DamagedTarError(f"`{name}` is a link to another member (GNU tar: --hard-dereference --dereference)")
+            raise DamagedTarError(
+                f"`{name}` is a link to another member (GNU tar: --hard-dereference --dereference)", at
+            )
         if kind == b"S" or any(key.startswith("GNU.sparse.") for key in pax):
-            raise DamagedTarError(f"`{name}` is stored as a sparse file (write the tar without --sparse)")
+            raise DamagedTarError(f"`{name}` is stored as a sparse file (write the tar without --sparse)", at)
         if kind in _REGULAR:
             yield Member(name, offset, size)
         if kind not in _WITHOUT_DATA and not stream.skip(padded):
-            raise DamagedTarError(f"it was cut off inside `{name}`, which begins at byte {at}")
+            raise DamagedTarError(f"it was cut off inside `{name}`, which begins at byte {at}", at)
         long_name, pax = None, {}
     if not ended:
         raise DamagedTarError(
-            f"it ends at byte {stream.offset} without the end-of-archive marker, so it was probably cut off"
+            f"it ends at byte {stream.offset} without the end-of-archive marker, so it was probably cut off",
+            stream.offset,
         )
 
 
 def _size_in(header: bytes, at: int) -> int:
     """The size that a header states, once its checksum is found right."""
     if len(header) < _BLOCK:
-        raise DamagedTarError(f"it was cut off inside the header at byte {at}")
+        raise DamagedTarError(f"it was cut off inside the header at byte {at}", at)
     expected = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if _number(header[148:156]) != expected:
-        raise DamagedTarError(f"the header at byte {at} is damaged (its checksum is wrong)")
+        raise DamagedTarError(f"the header at byte {at} is damaged (its checksum is wrong)", at)
     size = _number(header[124:136])
     if size is None or size < 0:
-        raise DamagedTarError(f"the header at byte {at} states no size")
+        raise DamagedTarError(f"the header at byte {at} states no size", at)
     return size
 
 
@@ -166,7 +184,7 @@ def _pax_records(body: bytes, at: int) -> dict[str, str]:
         match = re.match(rb"(\d+) ([^=]+)=", body)
         length = int(match[1]) if match else 0
         if match is None or not match.end() < length <= len(body):
-            raise DamagedTarError(f"the extended header at byte {at} is damaged")
+            raise DamagedTarError(f"the extended header at byte {at} is damaged", at)
         value = body[match.end() : length - 1]
         records[_text(match[2])] = value.decode("utf-8", errors="surrogateescape")
         body = body[length:]

@@ -78,4 +78,6 @@ def fitted(shuffle: Shuffle, index: Index) -> Shuffle:
 
 
 def _rows(index: Index) -> list[str]:
-    return [f"{shard.name} {shard.count} {shard.sha256[:16]}" for shard in index.shards]
+    return [
+        f"{shard.name} {count} {shard.sha256[:16]}" for shard, count in zip(index.shards, index.counts, strict=True)
+    ]

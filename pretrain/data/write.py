@@ -6,8 +6,10 @@ A run that is killed leaves no shard that looks whole and no `index.json`; the s
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +36,8 @@ def write_shards(
     load: Callable[[T], dict[str, bytes]],
     samples_per_shard: int,
     classes: Sequence[str] = (),
+    settings: object = None,
+    threads: int = _THREADS,
 ) -> list[Shard]:
     """Writes `NAME-000000.tar`, `NAME-000001.tar`, …, their sidecars and `index.json`, with a progress bar.
 
@@ -44,11 +48,14 @@ def write_shards(
         load: gives a sample's members, extension → bytes.
         samples_per_shard: of all shards but the last, which may have fewer.
         classes: the name of each class number, for `classes.json`; one that is there already stays as it is.
+        settings: what else decides what `load` gives, with a `repr` that says so: a killed call goes on for the same
+            keys and settings alone.
+        threads: shards that are written at once.
 
     Raises:
         UserError: the folder holds such shards already, not left by this very call.
     """
-    return write_sets(out, {name: keys}, load, samples_per_shard, classes)
+    return write_sets(out, {name: keys}, load, samples_per_shard, classes, settings, threads)
 
 
 def write_sets(
@@ -57,10 +64,12 @@ def write_sets(
     load: Callable[[T], dict[str, bytes]],
     samples_per_shard: int,
     classes: Sequence[str] = (),
+    settings: object = None,
+    threads: int = _THREADS,
 ) -> list[Shard]:
     """The same for several sets, name → keys: none of them is there, or the call is started again and all will be."""
     marker = out / f".{'+'.join(sets)}.writing"
-    digest = hashlib.sha256(repr((list(sets), samples_per_shard)).encode())
+    digest = hashlib.sha256(repr((list(sets), samples_per_shard, settings)).encode())
     for keys in sets.values():
         for key in keys:
             digest.update(repr(key).encode())
@@ -69,7 +78,7 @@ def write_sets(
         replace_file(out / CLASSES, json.dumps(list(classes), indent=1).encode())
     shards = []
     for name, keys in sets.items():
-        shards += _write_set(out, name, keys, load, samples_per_shard)
+        shards += _write_set(out, name, keys, load, samples_per_shard, threads)
     write_index(out, shards)
     marker.unlink()
     return shards
@@ -81,6 +90,7 @@ def _write_set(
     keys: Sequence[tuple[str, T]],
     load: Callable[[T], dict[str, bytes]],
     samples_per_shard: int,
+    threads: int,
 ) -> list[Shard]:
     starts = range(0, len(keys), samples_per_shard)
     paths = [out / f"{name}-{number:06d}.tar" for number in range(len(starts))]
@@ -95,7 +105,7 @@ def _write_set(
 
     with (
         tqdm(total=len(keys), desc=f"writing {out / name}-*.tar", unit="sample") as bar,
-        ThreadPoolExecutor(_THREADS) as pool,
+        ThreadPoolExecutor(threads) as pool,
     ):
         return list(pool.map(write, paths, starts))
 
@@ -123,6 +133,20 @@ def _write_tar(path: Path, keys: Sequence[tuple[str, T]], load: Callable[[T], di
         with webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
             for key, item in keys:
                 tar.write({"__key__": key, **load(item)})
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """A tar of (name, bytes) in that order, which appears under its name when it is whole."""
+    partial = path.with_name(f".{path.name}.tmp")
+    with open(partial, "wb") as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for name, content in members:
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(content), 0o444
+                tar.addfile(member, io.BytesIO(content))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -73,7 +73,27 @@ def _refuse_others(shape: Sequence[int], found: DType, channels: int, dtype: DTy
     refuse_bombs(height, width)
 
 
+def decode_npy(data: bytes) -> Pixels:
+    """Bytes of a `.npy` file → its array as it is, [H, W] or [H, W, C], of whatever numbers.
+
+    Raises:
+        DecodeError: truncated, damaged, too large, or no image.
+    """
+    shape, by_columns, found, start = _npy_header(data)
+    _refuse_others(shape, found, (*shape, 1, 1, 1)[2], found.newbyteorder("="))
+    if found.kind not in "buif":
+        raise DecodeError("wrong_type", f"its elements are {found}, no plain numbers")
+    return _npy_numbers(data, shape, by_columns, found, start)
+
+
 def _of_npy(data: bytes, channels: int, dtype: DType) -> Pixels:
+    shape, by_columns, found, start = _npy_header(data)
+    _refuse_others(shape, found, channels, dtype)  # before what may be objects, or huge, is touched
+    return _npy_numbers(data, shape, by_columns, found, start)
+
+
+def _npy_header(data: bytes) -> tuple[tuple[int, ...], bool, DType, int]:
+    """(shape, whether columns come first, type, where the numbers begin)."""
     file = io.BytesIO(data)
     try:
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
@@ -82,10 +102,13 @@ def _of_npy(data: bytes, channels: int, dtype: DType) -> Pixels:
         truncated = len(data) < 10 or len(data) < 10 + int(struct.unpack_from("<H", data, 8)[0])
         reason = (str(failure) or type(failure).__name__).splitlines()[0]
         raise DecodeError("truncated" if truncated else "damaged", f"its NumPy header: {reason}") from None
-    _refuse_others(shape, found, channels, dtype)  # before what may be objects, or huge, is touched
-    if len(data) - file.tell() < math.prod(shape) * found.itemsize:
+    return shape, by_columns, found, file.tell()
+
+
+def _npy_numbers(data: bytes, shape: tuple[int, ...], by_columns: bool, found: DType, start: int) -> Pixels:
+    if len(data) - start < math.prod(shape) * found.itemsize:
         raise DecodeError("truncated", f"its header states {tuple(shape)} numbers of {found}, and it ends before")
-    flat = np.frombuffer(data, found, math.prod(shape), file.tell())
+    flat = np.frombuffer(data, found, math.prod(shape), start)
     return flat.reshape(shape, order="F" if by_columns else "C")
 
 

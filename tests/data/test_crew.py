@@ -87,7 +87,7 @@ def test_processes_build_what_one_thread_builds(many: Many, tmp_path: Path) -> N
 
 def test_many_shards_get_processes_and_few_do_not(many: Many, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
-    monkeypatch.setattr(crew, "_processes", lambda count, prefix, access: started.append(count) or crew._here(prefix, access))
+    monkeypatch.setattr(crew, "_processes", lambda count, *how: started.append(count) or crew._here(*how))
     monkeypatch.setattr(crew, "_FEW", 60)
     open_index(many[0][:59], str(tmp_path / "few"))
     assert started == []

@@ -1,0 +1,168 @@
+"""The shard doctor: checks shards, describes, repairs, rewrites and indexes them, and finds what is there twice.
+
+    python scripts/shards.py action=verify 'data=shards/*.tar'
+
+verify   every header, name, image and label, and the index beside the shards: a line for each finding and exit code 1,
+         or one line that all is well. out=FILE: the findings as json; skip=FILE: a skip list of the samples that
+         cannot be decoded.
+stats    how many, how large, which formats and classes. out=DIR: stats.json and stats.png.
+repair   copies of the damaged shards with every sample that is whole, to out=DIR.
+reshard  shards of samples_per_shard=1000, images shrunk to a short_side=256 as JPEGs of quality=90, to out=DIR; the
+         order is kept, or mixed by the seed shuffle=0; bench=false does not measure what it gains.
+dedupe   a skip list, out=FILE, of samples that are there twice, or are in `val` too, and a picture of the least certain
+         pairs beside it; distance=0.4 says how alike images are that look the same, 0 takes exact copies alone.
+index    counts and digest; builds the index in index_dir, or anew beside the shards with beside=true.
+
+A run takes a skip list (data.skip=FILE), and so do stats, reshard and dedupe (skip=FILE).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from pretrain.arguments import script
+from pretrain.data import source
+from pretrain.data.index import Index, open_index
+from pretrain.data.module import Patterns, open_shards
+from pretrain.data.skip import write_skip_list
+from pretrain.doctor.dedupe import dedupe, skip_rows
+from pretrain.doctor.finding import write_json
+from pretrain.doctor.index import build_index
+from pretrain.doctor.parallel import processors
+from pretrain.doctor.repair import repair
+from pretrain.doctor.reshard import Resharding, reshard
+from pretrain.doctor.sample import Samples
+from pretrain.doctor.sheet import sheet
+from pretrain.doctor.stats import stats
+from pretrain.doctor.verify import verify
+from pretrain.files import replace_file
+from pretrain.records import UserError
+
+_EVERY = {"action", "data", "allow_pipe", "workers"}
+_WORDS = {
+    "verify": {"out", "skip"},
+    "stats": {"out", "skip", "index_dir"},
+    "repair": {"out"},
+    "reshard": {"out", "skip", "index_dir", "samples_per_shard", "short_side", "quality", "shuffle", "name", "bench"},
+    "dedupe": {"out", "skip", "index_dir", "val", "distance"},
+    "index": {"index_dir", "beside"},
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    action: Literal["verify", "stats", "repair", "reshard", "dedupe", "index"]
+    data: Patterns
+    out: str | None = None
+    skip: Patterns | None = None
+    index_dir: str | None = None
+    allow_pipe: bool = False
+    workers: int | None = None
+    beside: bool = False
+    samples_per_shard: int = 1000
+    short_side: int | None = None
+    quality: int = 90
+    shuffle: int | None = None
+    name: str = "train"
+    bench: bool = True
+    val: Patterns | None = None
+    distance: float = 0.4
+
+
+def main(a: Arguments) -> None:
+    if lines := list(mistakes(a)):
+        raise UserError("\n".join(lines))
+    urls, lines = source.expand(a.data, a.allow_pipe, "")
+    if lines or not urls:
+        raise UserError("\n".join(lines) or f"data={a.data}: there is no shard in it")
+    do = {"verify": _verify, "stats": _stats, "repair": _repair, "reshard": _reshard, "dedupe": _dedupe}
+    (_index if a.action == "index" else do[a.action])(a, urls, a.workers or processors())
+
+
+def mistakes(a: Arguments) -> Iterator[str]:
+    """What is wrong with the words of an action, before anything is read."""
+    for field in fields(a):
+        if field.name not in _EVERY | _WORDS[a.action] and getattr(a, field.name) != field.default:
+            yield f"{field.name}={getattr(a, field.name)}: action={a.action} does not take it"
+    if a.out is None and a.action in ("repair", "reshard", "dedupe"):
+        yield f"out=… is missing: action={a.action} writes a {'file' if a.action == 'dedupe' else 'folder'}"
+    limits = {"workers": (1, None), "samples_per_shard": (1, None), "short_side": (1, None)}
+    for name, (least, most) in (limits | {"quality": (1, 100), "distance": (0, 1)}).items():
+        value = getattr(a, name)
+        if value is not None and (value < least or (most is not None and value > most)):
+            yield f"{name}={value}: must be at least {least}" + ("" if most is None else f" and at most {most}")
+    if not re.fullmatch(r"[\w-]+", a.name):
+        yield f"name={a.name}: must be letters, digits, - and _, for it begins the shards' names"
+    if a.action == "verify" and a.skip is not None and not isinstance(a.skip, str):
+        yield f"skip={a.skip}: action=verify writes one list"
+    for name in ("out", "skip") if a.action == "verify" else ("out",) if a.action == "dedupe" else ():
+        path = getattr(a, name)
+        if isinstance(path, str) and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+            yield f"{name}={path}: must be a file, in a folder that is there"
+
+
+def _verify(a: Arguments, urls: list[str], workers: int) -> None:
+    report = verify(urls, workers)
+    for finding in report.findings:
+        print(finding.line())
+    print(report.summary())
+    if a.out is not None:
+        write_json(Path(a.out), report.findings)
+    if isinstance(a.skip, str):
+        write_skip_list(Path(a.skip), report.skipped)
+        print(f"{len(report.skipped)} samples that cannot be decoded are listed in {a.skip}")
+    if report.findings:
+        sys.exit(1)
+
+
+def _stats(a: Arguments, urls: list[str], workers: int) -> None:
+    found = stats(_opened(a, urls), workers)
+    print("\n".join(found.lines()))
+    if a.out is not None:
+        found.write(Path(a.out))
+
+
+def _repair(a: Arguments, urls: list[str], workers: int) -> None:
+    result = repair(urls, Path(str(a.out)), workers)
+    for finding in result.lost:
+        print(finding.line())
+    print(result.summary())
+    if result.empty or any(one.kind == "read" for one in result.lost):
+        sys.exit(1)
+
+
+def _reshard(a: Arguments, urls: list[str], workers: int) -> None:
+    how = Resharding(a.samples_per_shard, a.short_side, a.quality, a.shuffle, a.name)
+    outcome = reshard(_opened(a, urls), Path(str(a.out)), how, workers, a.bench and a.short_side is not None)
+    print("\n".join(outcome.lines()))
+
+
+def _dedupe(a: Arguments, urls: list[str], workers: int) -> None:
+    train = _opened(a, urls)
+    val = None if a.val is None else open_shards(a.val, a.index_dir, a.allow_pipe, prefix="")
+    found = dedupe(train, val, workers, a.distance)
+    out = Path(str(a.out))
+    write_skip_list(out, skip_rows(found, train, val))
+    print("\n".join(found.lines()))
+    picture = sheet(found.copies, {1: Samples(train)} | ({} if val is None else {0: Samples(val)}))
+    if picture is not None:
+        replace_file(out.with_suffix(".png"), picture)
+        print(f"the least certain pairs: {out.with_suffix('.png')}")
+
+
+def _index(a: Arguments, urls: list[str], workers: int) -> None:
+    index = build_index(urls, a.index_dir, a.beside, workers)
+    print(f"{index.num_samples} samples in {len(urls)} shards, digest {index.digest}")
+
+
+def _opened(a: Arguments, urls: list[str]) -> Index:
+    return open_index(urls, a.index_dir, "", skip=a.skip)
+
+
+if __name__ == "__main__":
+    script(Arguments, __doc__ or "", main)
