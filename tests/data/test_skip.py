@@ -14,7 +14,8 @@ import pytest
 
 from pretrain.config import check_nodes
 from pretrain.data.index import Index, open_index
-from pretrain.data.module import ShardData, known_size, open_shards
+from pretrain.data.module import ShardData
+from pretrain.data.opening import known_size, open_shards
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.sidecar import Shard
 from pretrain.data.skip import Skipped, skipped_of, write_skip_list
