@@ -61,7 +61,7 @@ def verify(urls: Sequence[str], workers: int) -> Report:
         urls: the shards, as `source.expand` gives them.
         workers: threads that decode.
     """
-    sizes = {url: os.path.getsize(url) if source.is_local(url) else 0 for url in urls}
+    sizes = {url: os.path.getsize(url) if os.path.isfile(url) else 0 for url in urls}
     report = Report()
     with (
         tqdm(total=sum(sizes.values()), desc="verifying", unit="B", unit_scale=True, unit_divisor=1024) as bar,

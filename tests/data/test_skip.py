@@ -19,6 +19,7 @@ from pretrain.data.opening import known_size, open_shards
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.sidecar import Shard
 from pretrain.data.skip import Skipped, skipped_of, write_skip_list
+from pretrain.frozen import ProbeArguments, open_probe_data
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import write_shards
@@ -169,3 +170,10 @@ def test_a_list_of_any_names_is_written_as_json(tmp_path: Path) -> None:
     assert [row["member"] for row in content["shards"][SHA]["samples"]] == [2, 4]
     write_skip_list(tmp_path / "none.json", [])
     assert opened(tmp_path, str(tmp_path / "none.json")).num_samples == 18
+
+
+def test_a_probe_takes_one_for_its_training_samples(tmp_path: Path) -> None:
+    skip = listed(tmp_path / "s.json", opened(tmp_path), (0, 1), (0, 2))
+    shards = str(tmp_path / "d")
+    train, val = open_probe_data(ProbeArguments("", shards, shards, index_dir=str(tmp_path / "i"), skip=skip))
+    assert (train.num_samples, val.num_samples) == (16, 18)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.index import open_index, write_index
+from pretrain.data.module import ShardData
 from pretrain.data.sidecar import scan
 from pretrain.doctor.verify import Report, verify
+from pretrain.view.spec import ViewSpec
 from tests.data.shards import image_bytes, write_shards, write_tar
 from tests.doctor import damage
 from tests.scripts import run_script
@@ -188,3 +190,31 @@ def test_what_is_not_there_is_refused(words: list[str]) -> None:
     result = run_script("shards", "action=verify", *words)
     assert result.returncode == 1
     assert "no shard matches" in result.stderr or "data=… is missing" in result.stderr
+
+
+def test_of_several_images_the_one_that_a_run_takes_is_checked(tmp_path: Path) -> None:
+    good = image_bytes(1)
+    members = [("a.png", good), ("a.jpg", b"none"), ("b.png", good), ("b.tif", b"none"), ("c.left.PNG", b"none")]
+    report = check(write_tar(tmp_path / "t.tar", members))
+    assert [(one.kind, one.key) for one in report.findings] == [("image", "a"), ("image", "c")]
+
+
+def test_a_shard_that_is_not_local_is_checked_too_and_one_that_fails_is_a_finding(tmp_path: Path) -> None:
+    path = Path(write_shards(tmp_path, [3])[0])
+    damage.hit_image(path, "00001.png")
+    report = check(f"pipe:cat {path}", tmp_path / "gone.tar")
+    assert [(one.kind, one.key) for one in report.findings] == [("image", "00001"), ("read", None)]
+    assert "No such file" in report.findings[1].cause
+
+
+def test_hostile_names_write_nothing_when_they_are_checked_indexed_and_read(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "er"
+    folder.mkdir(parents=True)
+    shard = damage.hostile(folder / "t.tar")
+    before = set(tmp_path.rglob("*"))
+    assert [one.kind for one in check(shard).findings] == 3 * ["name"]
+    assert set(tmp_path.rglob("*")) == before
+    data = ShardData(str(shard), num_workers=0, index_dir=str(folder / "i"))
+    (batch,) = data.examples(0, 4, [ViewSpec(8)])
+    assert sorted(batch.keys) == ["../../evil", "/abs/evil", "a/../../up", "good"]
+    assert {path.relative_to(folder).parts[0] for path in set(tmp_path.rglob("*")) - before} == {"i"}
