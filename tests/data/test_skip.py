@@ -67,7 +67,7 @@ def test_an_index_of_random_gaps_maps_every_number(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         gone = np.sort(rng.choice(50, rng.integers(1, 49), replace=False))
-        index = Index([Shard("x.tar", 50, 0, "", Path())], {0: gone})
+        index = Index([Shard("x.tar", 50, 0, "", "")], skipped={0: gone})
         assert [index.number(0, member) for member in range(index.counts[0])] == sorted(set(range(50)) - set(gone))
 
 
