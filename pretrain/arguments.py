@@ -18,7 +18,7 @@ from pretrain.overrides import suggest
 from pretrain.records import UserError
 from pretrain.signature import describe, matches
 
-_PATHS = ("data.train", "data.val", "data.index_dir", "output_dir")
+_PATHS = ("data.train", "data.val", "data.index_dir", "data.cache_dir", "output_dir")
 
 T = TypeVar("T")
 
