@@ -18,7 +18,7 @@ from pretrain.overrides import suggest
 from pretrain.records import UserError
 from pretrain.signature import describe, matches
 
-_PATHS = ("data.train", "data.val", "data.index_dir", "data.skip", "output_dir")
+_PATHS = ("data.train", "data.val", "data.index_dir", "data.cache_dir", "data.skip", "output_dir")
 _KEY = rf"\+{{0,2}}(?:{'|'.join(map(re.escape, _PATHS))}|data\.train\.[\w-]+)="
 _NAMED = re.compile(r"\s*(?!pipe:)([A-Za-z_][\w-]*):(?!//)(.*)", re.DOTALL)  # name: patterns; no address, no command
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.callback.step import Context
 from pretrain.data.module import ShardData
+from pretrain.data.objects import hidden
 from pretrain.data.report import write_report
 from pretrain.encoder.encoder import Encoder
 from pretrain.nn.attention import kernel_for
@@ -104,7 +105,7 @@ def run_of(cfg: DictConfig) -> Run:
         stop_after_steps=sizes.stop_after_steps,
     )
     if not clock.end:
-        folder.record(OmegaConf.to_yaml(cfg, resolve=True))
+        folder.record(OmegaConf.to_yaml(OmegaConf.create(_shown(cfg))))
     made = {name: instantiate(node) for name, node in cfg.schedule.items()}
     whole = {"peak": sizes.lr, "warmup": sizes.warmup}  # what those are given that leave it open
     schedules = {name: one(**whole) if isinstance(one, partial) else one for name, one in made.items()}
@@ -180,6 +181,13 @@ def _snapshot(module: PretrainModule, data: ShardData, folder: RunFolder) -> dic
     return content
 
 
+def _shown(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration, resolved, as it may be written down: without the secrets of object stores."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    data = plain["data"]
+    return plain | {"data": data | {name: hidden(data[name]) for name in ("storage_options",) if name in data}}
+
+
 def _context(
     cfg: DictConfig, sizes: Plan, folder: RunFolder, state: RunState, data: ShardData, module: PretrainModule
 ) -> Context:
@@ -191,7 +199,7 @@ def _context(
     def examples(count: int) -> Batch:
         return next(prepared(data.examples(cfg.seed, count, views)))
 
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    plain = _shown(cfg)
     plainly = replace(views[0], count=1, colors=None)  # how probes look at an image
     prepare = Prepare([plainly], augment=False)
 

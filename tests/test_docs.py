@@ -181,6 +181,13 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
         elif words[:2] == ["python", "scripts/bench_index.py"]:
             result = run_script("bench_index", "shards=3", "samples=2", "processes=[0]", "rounds=1", words[-1])
             assert result.returncode == 0, result.stderr
+        elif words[:2] == ["python", "scripts/bench_source.py"]:
+            few = [word for word in words[2:] if word.partition("=")[0] not in ("copies", "latency")]
+            result = run_script("bench_source", *few, "copies=1", "latency=0.001", "batch=4", "workers=1")
+            assert result.returncode == 0, result.stderr
+            found = json.loads(Path("source.json").read_text())
+            assert found.keys() == {"local", "as_local", "remote", "first", "second", "run"}
+            assert found["remote"]["rate"]["requests"] > found["second"]["rate"]["requests"] == 0
         elif words[:2] == ["python", "scripts/make_digits.py"]:  # as many shards, of less
             few = [word for word in words[2:] if not word.startswith("repeats=")] + ["side=16", "samples_per_shard=100"]
             assert run_script("make_digits", *few, "repeats=1").returncode == 0

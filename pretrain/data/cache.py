@@ -1,10 +1,10 @@
 """Copies of remote shards on a local disk, made block by block as they are read, bounded, and shared by processes.
 
-The order of samples visits hundreds of shards in its first batch, a few samples of each: to wait for whole shards
-would take hundreds of times as many bytes as the batch has. So a copy is a sparse file that fills up, 64 KiB at a time;
-after its data stands a table with the checksum of each block that is there. Every block is checked whenever it is read:
-what a killed process, a full disk or a crash left half-written, cut off or changed is simply not there, and is asked
-for again. The name of a copy is made of the shard's address, size and version, so another version has another copy.
+A first batch of 256 takes its samples from 178 of ImageNet's shards: to wait for whole shards would take hundreds of
+times as many bytes as it has. So a copy is a sparse file that fills up, 64 KiB at a time; after its data stands a table
+with the checksum of each block that is there. Every block is checked whenever it is read: what a killed process, a full
+disk or a crash left half-written, cut off or changed is simply not there, and is asked for again. The name of a copy is
+made of the shard's address, size and version, so another version has another copy.
 
 `limit` bounds the bytes of all blocks and tables, by a count that is raised before anything is written and counted anew
 when a process begins. The copies read longest ago go first. All of it happens under one lock of the folder.

@@ -67,9 +67,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if mode == "stall":
             time.sleep(3)
         if mode == "trickle":
-            for at in range(len(data)):
-                self.wfile.write(data[at : at + 1])
-                self.wfile.flush()
+            for _ in range(100):
+                self.wfile.write(data[:1])
+                data = data[1:]
                 time.sleep(0.02)
         if mode == "cut":
             self.close_connection = True

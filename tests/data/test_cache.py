@@ -207,6 +207,11 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on(
     assert f"`{tmp_path}` cannot be written (No space left on device)" in record.getMessage()
 
 
+def test_a_first_batch_visits_so_many_shards_that_blocks_are_kept_instead_of_them() -> None:
+    order = Order([1000] * 1281, 0, Shuffle())
+    assert len({order.locate(g)[0] for g in range(256)}) == 178
+
+
 def test_settings() -> None:
     assert [bytes_of(text) for text in ("500MB", "1.5 TB", "2GiB", 7, "7", "8 b")] == [
         500_000_000, 1_500_000_000_000, 2 << 30, 7, 7, 8,

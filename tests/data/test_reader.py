@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from PIL import Image
 
 from pretrain.data.index import Index, open_index
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream, BrokenDataError, Numbers
+from pretrain.data.reader import BatchStream, BrokenDataError, Inline, Numbers, Windows
 from pretrain.records import Batch
 from pretrain.view import crop, region
 from pretrain.view.decode import decode
@@ -170,3 +174,54 @@ def test_data_without_any_image_ends_with_a_sentence(tmp_path: Path) -> None:
     index = broken_index(tmp_path, set(range(20)))
     with pytest.raises(BrokenDataError, match=r"samples in a row cannot be decoded, last `\d+` of `t.tar`"):
         next(iter(stream(index, Numbers(0, 1, 4))))
+
+
+@pytest.fixture
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BatchStream:
+    """Batches of 4 from 4 streams in windows of 16, of shards that pass for remote."""
+    monkeypatch.setattr(BatchStream, "remote", True)
+    opened = open_index(write_shards(tmp_path / "far", [100, 300]), str(tmp_path / "i"))
+    return stream(opened, Numbers(0, 1, 4, 400), threads=2, shuffle=Shuffle(4, 2, 96, 16))
+
+
+def test_what_is_asked_ahead_changes_nothing_and_stays_within_two_windows_a_stream(far: BatchStream) -> None:
+    assert far.readers > 8
+    assert far.reach == 4 * 16 // 2 // 4 - far.ahead
+    windows, most = Windows(far.index, far.order, far.numbers, Inline()), 0
+    decoding: list[range] = []
+    for gs in windows.ahead(far.numbers.batches(), far.reach):
+        held = defaultdict(set)
+        for g in windows._samples:
+            epoch, number, offset = far.order.place(g)
+            held[number].add((epoch, far.order.window_at(number, offset)[0]))
+        most = max(most, *map(len, held.values()))
+        decoding.append(gs)
+        if len(decoding) > far.ahead:
+            for g in decoding.pop(0):
+                windows.take(g)
+    assert most == 2
+    plain = stream(far.index, far.numbers, shuffle=far.order.shuffle)
+    assert plain.reach == 0
+    assert [key for batch in far for key in batch.keys] == [key for batch in plain for key in batch.keys]
+
+
+class Later(Executor):
+    """Does what is submitted when the test says so."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Callable[[], Any]] = []
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.tasks.append(lambda: function(*args, **kwargs))
+        return Future()
+
+
+def test_what_is_needed_first_is_read_first(far: BatchStream) -> None:
+    """The first batch needs four runs of the many that its windows are read in, and they are not asked for first."""
+    later = Later()
+    windows = Windows(far.index, far.order, far.numbers, later)
+    first = next(windows.ahead(far.numbers.batches(), far.reach))
+    assert len(later.tasks) > 8
+    for task in later.tasks[: len(first)]:
+        task()
+    assert all(windows._samples[g][2].done() for g in first)

@@ -41,6 +41,14 @@ def digest(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def test_no_record_of_a_run_holds_the_secrets_of_its_data(job: Job) -> None:
+    job.run("data.storage_options={secret: h1dden-w0rd, client_kwargs: {region_name: here}}", "max_steps=1")
+    for path in job.out.rglob("*"):
+        assert not path.is_file() or b"h1dden-w0rd" not in path.read_bytes(), path
+    saved = OmegaConf.load(job.out / "config.yaml").data.storage_options
+    assert saved == {"secret": "hidden", "client_kwargs": {"region_name": "here"}}
+
+
 def test_a_run_leaves_what_the_readme_draws(job: Job) -> None:
     write_shards(job.tmp / "val", [9])
     overrides = [f"data.val={job.tmp / 'val'}", "callback.evaluate.every_steps=5", "callback.pictures.every_steps=6"]
