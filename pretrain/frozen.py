@@ -23,8 +23,9 @@ from pretrain.data.label import Labels
 from pretrain.data.loader import Loader
 from pretrain.data.opening import Patterns, open_shards
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream, Numbers
+from pretrain.data.reader import BatchStream
 from pretrain.data.report import BadSamples
+from pretrain.data.windows import Numbers
 from pretrain.encoder.encoder import Encoder
 from pretrain.files import replace_file
 from pretrain.interop import export

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from pretrain.data.loader import Loader
 from pretrain.data.opening import NamedPatterns, Patterns, open_training
 from pretrain.data.order import Shuffle
-from pretrain.data.reader import BatchStream, Numbers
+from pretrain.data.reader import BatchStream
+from pretrain.data.windows import Numbers
 from pretrain.frozen import configured, default_device
 from pretrain.objective.objective import Objective
 from pretrain.optim.clip import gradient_norms, total_norm

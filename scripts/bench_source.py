@@ -37,7 +37,8 @@ from pretrain.data import source
 from pretrain.data.index import Index
 from pretrain.data.opening import open_shards
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream, Numbers, Windows
+from pretrain.data.reader import BatchStream
+from pretrain.data.windows import Numbers, Windows
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from pretrain.arguments import script
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import neighbours
+from pretrain.data.windows import neighbours
 from pretrain.records import UserError
 
 COLUMNS = ["streams", "run length", "run window", "window", "batch", "classes (true)", "fewest (true)"]

@@ -17,9 +17,10 @@ from pretrain.data.label import Labels, mistake
 from pretrain.data.loader import Loader
 from pretrain.data.opening import NamedPatterns, Patterns, mixture_problems, named, open_shards, open_training
 from pretrain.data.order import Order, SampleOrder, Shuffle
-from pretrain.data.reader import BatchStream, Numbers
+from pretrain.data.reader import BatchStream
 from pretrain.data.report import BadSamples
 from pretrain.data.training import fitted
+from pretrain.data.windows import Numbers
 from pretrain.records import Problem
 from pretrain.view import region
 from pretrain.view.spec import ViewSpec

@@ -19,8 +19,9 @@ from pretrain.data.cache import Cache, bytes_of, problems
 from pretrain.data.index import open_index
 from pretrain.data.module import ShardData
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream, Numbers
+from pretrain.data.reader import BatchStream
 from pretrain.data.source import Reader, access_of
+from pretrain.data.windows import Numbers
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.servers import Handler, serving

@@ -12,7 +12,8 @@ from pretrain.data.index import open_index
 from pretrain.data.label import Labels, UnknownClassError, mistake
 from pretrain.data.module import ShardData
 from pretrain.data.order import Order
-from pretrain.data.reader import BatchStream, Inline, Numbers, Windows
+from pretrain.data.reader import BatchStream
+from pretrain.data.windows import Inline, Numbers, Windows
 from pretrain.overrides import composed
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec

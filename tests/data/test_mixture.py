@@ -21,8 +21,9 @@ from pretrain.data.mixture import HAND, Mixture
 from pretrain.data.module import ShardData
 from pretrain.data.opening import known_shares, known_size, open_training
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream, Inline, Numbers, Windows
+from pretrain.data.reader import BatchStream
 from pretrain.data.training import TrainingShards
+from pretrain.data.windows import Inline, Numbers, Windows
 from pretrain.overrides import composed
 from pretrain.plan import plan
 from pretrain.records import SourceShare, UserError

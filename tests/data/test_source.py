@@ -12,8 +12,9 @@ import pytest
 from pretrain.data import patience, source
 from pretrain.data.index import open_index
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream, Numbers
+from pretrain.data.reader import BatchStream
 from pretrain.data.source import Reader, ReadError, expand
+from pretrain.data.windows import Numbers
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.servers import Handler, serving

@@ -15,7 +15,8 @@ from torch import Tensor
 from pretrain.config import check_nodes
 from pretrain.data.index import open_index
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream, Numbers
+from pretrain.data.reader import BatchStream
+from pretrain.data.windows import Numbers
 from pretrain.records import Batch
 from pretrain.view import adjust, color
 from pretrain.view.color import Draw, Prepare
