@@ -28,7 +28,8 @@ from pretrain.data.patience import RefusedError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 _FINAL = {errno.EINVAL, errno.ENAMETOOLONG, getattr(errno, "EREMCHG", errno.EINVAL)}  # a request that makes no sense
-_S3 = {"config_kwargs": {"max_pool_connections": 64}}  # as many as threads that read
+# As many connections as threads that read; no attempts beyond those of `patience`, so that the reason is not lost.
+_S3 = {"config_kwargs": {"max_pool_connections": 64, "retries": {"total_max_attempts": 1}}}
 _CHUNK = 16 << 20  # bytes of a shard that are asked for at once where it is read whole
 _SECRET = re.compile("key|secret|token|pass|credential|connection|sas", re.IGNORECASE)
 _HIDDEN = "hidden"
