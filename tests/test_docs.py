@@ -36,7 +36,8 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the placeholders of the documents stand for: shards in SHARDS and MORE, of arrays in BANDS, files in IMAGES, a run in RUN."""
+    """What the documents' placeholders stand for: shards in SHARDS and MORE, arrays in BANDS, files in IMAGES, a run
+    in RUN."""
     write_shards(tmp_path / "all", [10, 7, 1, 23])
     (tmp_path / "SHARDS").mkdir()
     for number, path in enumerate(sorted((tmp_path / "all").iterdir())):
