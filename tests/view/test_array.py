@@ -106,8 +106,21 @@ def test_an_arrays_header_is_judged_before_room_is_made(monkeypatch: pytest.Monk
     assert refusal(header("(10**9,)")).kind in ("damaged", "wrong_channels")
     monkeypatch.setattr(module, "MAX_PIXELS", 500)
     assert refusal(npy(BANDS)).kind == "too_large"
-    if "tifffile" in sys.modules:
-        assert refusal(tiff(BANDS)).kind == "too_large"
+
+
+def test_a_tiffs_header_is_judged_before_room_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    data, wide = tiff(BANDS, compression="zlib"), tiff(BANDS.astype(np.float64), compression="zlib")
+
+    def read(*_: object, **__: object) -> None:
+        raise RuntimeError("read all the same")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", read)
+    assert refusal(data).kind == "damaged"
+    assert refusal(data, channels=4).kind == "wrong_channels"
+    assert refusal(wide).kind == "wrong_type"
+    monkeypatch.setattr(module, "MAX_PIXELS", 500)
+    assert refusal(data).kind == "too_large"
 
 
 def test_what_is_not_finite_is_refused() -> None:
