@@ -43,6 +43,7 @@ class ReplayArguments:
     incident: str
     train: Patterns | NamedPatterns | None = None  # where the run's shards are now
     index_dir: str | None = None
+    skip: Patterns | None = None  # where the run's skip lists are now
     allow_pipe: bool = False
     precision: Precision | None = None
     device: Literal["cpu", "cuda"] | None = None  # by default the GPU if there is one
@@ -86,11 +87,23 @@ class Replay:
         identity = _identity(run, incident, path)
         plain, self.objective = configured(run, f"incident={path}")
         _load_weights(self.objective, run / "incidents" / incident.weights)
-        patterns, index_dir = a.train or plain["data"]["train"], a.index_dir or plain["data"]["index_dir"]
-        training = open_training(patterns, plain["data"].get("sources"), index_dir, a.allow_pipe, prefix="")
+        data = plain["data"]
+        training = open_training(
+            patterns := a.train or data["train"],
+            data.get("sources"),
+            a.index_dir or data["index_dir"],
+            a.allow_pipe,
+            prefix="",
+            access=access_of(None, data.get("cache_dir"), data.get("cache_size", 0)),
+            skip=(skip := a.skip or data.get("skip")),
+        )
         self.index = training.index
         if self.index.digest != identity["digest"]:
-            raise UserError(f"`{patterns}` are other shards than those of the run: name where they are now by train=…")
+            without = f", less what `{skip}` leaves out," if skip else ""
+            advice = "train=… and skip=…" if skip else "train=…"
+            raise UserError(
+                f"`{patterns}`{without} are other shards than those of the run: name where they are now by {advice}"
+            )
         self.order = training.order(incident.origin.seed, Shuffle(**identity["shuffle"]))
         self.scaled: bool = identity["scaled_decode"]
 

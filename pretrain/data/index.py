@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +72,20 @@ class Index:
     @cached_property
     def counts(self) -> list[int]:
         return [shard.count - len(self.skipped.get(number, ())) for number, shard in enumerate(self.shards)]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What each shard is called in messages: its name, or as much of its address as tells it from all others."""
+        paths = [re.sub(r"^[a-z0-9]+://[^/]*@|[?#].*$", "", shard.url).rstrip("/").split("/") for shard in self.shards]
+        names = ["/".join(path[-1:]) for path in paths]
+        for length in range(2, max(map(len, paths), default=1) + 1):
+            often = Counter(names)
+            if len(often) == len(names):
+                break
+            names = [
+                "/".join(path[-length:]) if often[name] > 1 else name for path, name in zip(paths, names, strict=True)
+            ]
+        return names
 
     @cached_property
     def num_samples(self) -> int:

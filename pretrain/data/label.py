@@ -33,21 +33,28 @@ class Labels:
         where: `cls`, `json:KEY` or `none`; None means `none`.
         classes: the number of each name.
         prefix: what keys begin with where a mistake's advice names them: `data.` in a run, nothing in a script.
+        strict: whether a name without a number is refused, rather than no label.
     """
 
     where: str | None = "cls"
     classes: Mapping[str, int] = field(default_factory=dict)
     prefix: str = "data."
+    strict: bool = True
 
     @classmethod
-    def of(cls, where: str | None, shards: Iterable[Shard], prefix: str = "data.") -> Labels:
+    def of(cls, where: str | None, shards: Iterable[Shard], prefix: str = "data.", strict: bool = True) -> Labels:
         """For shards, with the names that stand beside them.
 
         Raises:
-            UserError: their folders number names differently.
+            UserError: their folders number names differently, if `strict`; otherwise names are no labels then.
         """
         needs_names = where is not None and where.startswith("json:")
-        return cls(where, _classes_beside(shards) if needs_names else {}, prefix)
+        try:
+            return cls(where, _classes_beside(shards) if needs_names else {}, prefix, strict)
+        except UserError:
+            if strict:
+                raise
+            return cls(where, {}, prefix, strict)
 
     @property
     def extension(self) -> str | None:
@@ -83,12 +90,14 @@ class Labels:
             return NONE
         for key in self._path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, float) and value.is_integer():  # as tables write numbers
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return value if 0 <= value < 10**9 else NONE
         if not isinstance(value, str):
             return NONE
         number = self.classes.get(value, _number(value.strip().encode(errors="replace")))
-        if number == NONE and value.strip():
+        if number == NONE and value.strip() and self.strict:
             there = "is not in the" if self.classes else "no"
             there += f" {CLASSES} beside the shards" + ("" if self.classes else " lists")
             raise UnknownClassError(

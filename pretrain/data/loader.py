@@ -9,7 +9,7 @@ import atexit
 import ctypes
 import multiprocessing
 import multiprocessing.process
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,7 +63,7 @@ class Loader:
         readers = getattr(batches, "_workers", [])
         READERS.update(readers)
         try:
-            for item in batches:
+            while (item := self._next(batches, readers)) is not None:
                 if isinstance(item, str):
                     raise UserError(item)
                 batch = item.batch() if isinstance(item, Parcel) else item
@@ -74,11 +74,25 @@ class Loader:
                 yield batch
                 del batch  # else its slot in the ring would stay taken until the next one is here
         finally:
-            del batches  # ends the reader, or gives up after some seconds
+            getattr(batches, "_shutdown_workers", lambda: None)()  # now: a traceback may keep the iterator alive
+            del batches
             for reader in readers:
                 if reader.is_alive():  # it hangs on a stalled disk or server
                     reader.kill()
                 READERS.discard(reader)
+
+    @staticmethod
+    def _next(
+        batches: Iterator[Batch | Parcel | str], readers: Sequence[multiprocessing.process.BaseProcess]
+    ) -> Batch | Parcel | str | None:
+        """What comes next, None at the end."""
+        try:
+            return next(batches, None)
+        except RuntimeError:
+            for reader in readers:
+                if not reader.is_alive():
+                    raise UserError(died(reader.exitcode)) from None
+            raise
 
     def _start(self) -> DataLoader[Any]:
         """One reader process with slots for all batches that can be under way, or none."""
@@ -110,8 +124,17 @@ class _Guarded(IterableDataset[Batch | Parcel | str]):
         try:
             for batch in self.stream:
                 yield batch if ring is None else ring.pack(batch)
-        except (ReadError, BrokenDataError, UnknownClassError) as failure:
+        except (ReadError, BrokenDataError, UnknownClassError, UserError) as failure:
             yield str(failure)
+
+
+def died(code: int | None) -> str:
+    """The sentence for a reader process that is gone."""
+    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+    return (
+        f"the reader process {how}: if the machine ran out of memory, lower data.shuffle.window, data.shuffle.streams or "
+        "data.prefetch; then start again by the same command"
+    )
 
 
 def _use_one_heap() -> None:

@@ -27,7 +27,7 @@ from pretrain.records import Problem
 HAND = 8
 _BLOCKS = (1_000, 10_000, 100_000)  # hands that a block may have
 _FEW = 10  # places below which the next larger block is taken, so that rounding moves no share by more than 5 %
-_KEPT = 64  # blocks whose pattern is remembered
+_KEPT = 64_000  # hands whose patterns are remembered, at least four blocks
 
 
 def problems(names: Sequence[str], weights: Mapping[str, object] | None) -> Iterator[Problem]:
@@ -94,8 +94,8 @@ def seed_of(seed: int, source: int) -> int:
 class _Block:
     """A block's pattern: the source of each hand, the how-manyth of its source it is, and the places of each source."""
 
-    sources: list[int]
-    ranks: list[int]
+    sources: Ints
+    ranks: Ints
     places: list[Ints]
 
 
@@ -129,8 +129,8 @@ class Mixture:
         hand, inside = divmod(g, HAND)
         number, place = divmod(hand, self.hands)
         block = self._block(number)
-        source = block.sources[place]
-        return source, (number * int(self.places[source]) + block.ranks[place]) * HAND + inside
+        source = int(block.sources[place])
+        return source, (number * int(self.places[source]) + int(block.ranks[place])) * HAND + inside
 
     def place(self, g: int) -> tuple[int, int, int]:
         """(epoch of its source, stream, offset inside the stream) of sample number g; streams are numbered through."""
@@ -183,9 +183,9 @@ class Mixture:
             moved = uniform(self.seed, Purpose.MIXTURE, torch.tensor([number]), self.hands)[0].numpy()
             order = np.argsort((ranks + moved.astype(np.float64)) / self.places[sources], kind="stable")
             dealt = sources[order]
-            own = [np.flatnonzero(dealt == source) for source in range(len(self.places))]
-            self._blocks[number] = _Block(dealt.tolist(), ranks[order].tolist(), own)
-            while len(self._blocks) > _KEPT:
+            own = [np.flatnonzero(dealt == source).astype(np.int32) for source in range(len(self.places))]
+            self._blocks[number] = _Block(dealt.astype(np.int32), ranks[order].astype(np.int32), own)
+            while len(self._blocks) > max(4, _KEPT // self.hands):
                 self._blocks.popitem(last=False)
         return self._blocks[number]
 

@@ -87,7 +87,8 @@ class ShardData:
         self.train = self.training.index
         self.shuffle = fitted(shuffle or Shuffle(), self.train)
         self.val = None if val is None else open_shards(val, index_dir, allow_pipe, access=access)
-        self.labels = Labels.of(labels, [*self.train.shards, *(self.val.shards if self.val else ())])
+        self.labels = Labels.of(labels, self.train.shards, strict=False)  # no objective of ours looks at them
+        self.val_labels = Labels.of(labels, self.val.shards if self.val else ())
 
     @staticmethod
     def problems(
@@ -179,4 +180,5 @@ class ShardData:
     def _stream(
         self, index: Index, order: SampleOrder, numbers: Numbers, views: Sequence[ViewSpec], **how: Any
     ) -> BatchStream:
-        return BatchStream(index, order, numbers, tuple(views), scaled=self.scaled_decode, labels=self.labels, **how)
+        labels = self.val_labels if index is self.val else self.labels
+        return BatchStream(index, order, numbers, tuple(views), scaled=self.scaled_decode, labels=labels, **how)

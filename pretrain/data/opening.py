@@ -39,12 +39,17 @@ def open_training(
     access: source.Access | None = None,
     skip: Patterns | None = None,
 ) -> TrainingShards:
-    """The training shards that patterns stand for; the rest as for `open_shards`.
+    """The training shards that patterns stand for; the rest as for `open_shards`, `sources` as for `ShardData`.
 
     Raises:
         UserError: a data set has no shards, or they cannot be read (those of all data sets are named).
     """
-    indexes, lines = {}, []
+    lines = [
+        f"{prefix}{key}: {reason}" for key, reason in mixture_problems(train, None if not sources else dict(sources))
+    ]
+    if lines:
+        raise UserError("\n".join(lines))
+    indexes = {}
     for name, patterns in (named(train) or {"": []}).items():
         try:
             indexes[name] = open_shards(patterns, index_dir, allow_pipe, prefix, access, skip)

@@ -143,7 +143,7 @@ class BatchStream(IterableDataset[Batch]):
             try:
                 return _Sample(self.index.key(shard, member), self.labels.read(parts), *self._decode(parts, draws))
             except DecodeError as failure:
-                name, key = self.index.shards[shard].name, self.index.key(shard, member)
+                name, key = self.index.names[shard], self.index.key(shard, member)
                 bad = Replaced(g, name, key, str(failure), failure.kind)
             replaced.append(bad)
             shard, member = self.order.substitute(g, attempt)

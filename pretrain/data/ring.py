@@ -89,7 +89,7 @@ class Ring:
     """Slots for batches, shared by the process that made it and one that is spawned with it.
 
     Args:
-        slots: how many; at most 4096.
+        slots: how many.
         specs: the views of every sample.
         batch: samples that a slot has room for.
     """
@@ -100,9 +100,13 @@ class Ring:
         values = [spec.count * batch * spec.channels * math.prod(spec.height_width) for spec in specs]
         sizes = [number * spec.dtype.itemsize for number, spec in zip(values, specs, strict=True)]
         self.slot_size = sum(_aligned(size) for size in sizes)
+        self._first = (
+            -(-slots // mmap.PAGESIZE) * mmap.PAGESIZE
+        )  # of the slots; before it a flag, a byte, for each: 1 if taken
         self._file = os.memfd_create("pretrain-batches") if hasattr(os, "memfd_create") else _unnamed_file()
-        os.ftruncate(self._file, mmap.PAGESIZE + slots * self.slot_size)
-        self._map = mmap.mmap(self._file, 0)  # a page of flags, one byte a slot: 1 while it is taken; then the slots
+        weakref.finalize(self, os.close, self._file)  # what is mapped stays mapped for those who hold it
+        os.ftruncate(self._file, self._start(slots))
+        self._map = mmap.mmap(self._file, 0)
         _RINGS[self.name] = self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,10 +116,8 @@ class Ring:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._file = state["_file"].detach()
+        weakref.finalize(self, os.close, self._file)
         self._map = mmap.mmap(self._file, 0)
-
-    def __del__(self) -> None:
-        os.close(self._file)  # what is mapped stays mapped for those who hold it
 
     def views(self, count: int) -> tuple[Tensor, ...]:
         """In the reader: views to fill, in a free slot if there is one."""
@@ -128,7 +130,7 @@ class Ring:
     def pack(self, batch: Batch) -> Parcel:
         """In the reader: a batch whose views came from `views`, ready to be sent."""
         start = torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()
-        slot, rest = divmod(batch.views[0].data_ptr() - start - mmap.PAGESIZE, self.slot_size)
+        slot, rest = divmod(batch.views[0].data_ptr() - start - self._first, self.slot_size)
         inside = not rest and 0 <= slot < self.slots
         draws = None if batch.draws is None else batch.draws.numpy()
         return Parcel(
@@ -153,7 +155,7 @@ class Ring:
         self._map[slot] = 0
 
     def _start(self, slot: int) -> int:
-        return mmap.PAGESIZE + slot * self.slot_size
+        return self._first + slot * self.slot_size
 
 
 def _unnamed_file() -> int:

@@ -101,10 +101,10 @@ def _each(paths: Paths) -> list[str]:
 def _read(path: str) -> dict[str, Members]:
     """Hash of a shard → its samples that are left out."""
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = json.loads(Path(path).expanduser().read_bytes())
     except OSError as failure:
         raise UserError(f"`{path}` cannot be read ({failure.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"`{path}` is no skip list: it is not json") from None
     if not isinstance(content, dict) or content.get("format") != 1 or not isinstance(content.get("shards"), dict):
         raise UserError(f"`{path}` is no skip list of this version: write one by scripts/shards.py")
@@ -117,6 +117,6 @@ def _members(path: str, sha256: str, entry: Any) -> Members:
         numbers = [row["member"] for row in entry["samples"]]
     except (TypeError, KeyError):
         numbers = [None]
-    if not re.fullmatch(r"[0-9a-f]{64}", sha256) or not all(type(one) is int and one >= 0 for one in numbers):
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256) or not all(type(one) is int and 0 <= one < 2**40 for one in numbers):
         raise UserError(f"`{path}` is no skip list: what it says of the shard {sha256[:16]} cannot be understood")
     return np.unique(np.array(numbers, dtype=np.int64))

@@ -132,7 +132,7 @@ def _recolor(
     Before each operation images are sorted so that those it is for come first: which they are, the host knows.
     """
     order = np.arange(len(images))
-    images = images.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / full_scale)
+    images = images.to(torch.float32, memory_format=torch.contiguous_format) * (1 / full_scale)  # a copy of floats, too
     for draw, mask in chosen.items():  # in this order
         kind = adjust.place_of_hue(_orders(numbers)) if draw == Draw.JITTER else 0
         sorting = np.where(mask, kind, _NOT)[order].argsort(kind="stable")
