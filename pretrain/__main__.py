@@ -50,6 +50,7 @@ def run(cfg: DictConfig) -> None:
     from hydra.types import RunMode
 
     from pretrain import build
+    from pretrain.data.loader import died
     from pretrain.records import UserError
 
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -62,6 +63,10 @@ def run(cfg: DictConfig) -> None:
         one.fit()
     except UserError as mistake:
         sys.exit(str(mistake))
+    except RuntimeError as failure:
+        if not str(failure).startswith("DataLoader worker"):  # torch says so wherever the trainer is just then
+            raise
+        sys.exit(died(str(failure).strip()))
     if one.stop.signal is not None:
         sys.exit(128 + one.stop.signal)
     if one.state.alarm:

@@ -91,7 +91,7 @@ class Loader:
         except RuntimeError:
             for reader in readers:
                 if not reader.is_alive():
-                    raise UserError(died(reader.exitcode)) from None
+                    raise UserError(died(f"exit code {reader.exitcode}")) from None
             raise
 
     def _start(self) -> DataLoader[Any]:
@@ -128,12 +128,11 @@ class _Guarded(IterableDataset[Batch | Parcel | str]):
             yield str(failure)
 
 
-def died(code: int | None) -> str:
+def died(how: str) -> str:
     """The sentence for a reader process that is gone."""
-    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
     return (
-        f"the reader process {how}: if the machine ran out of memory, lower data.shuffle.window, data.shuffle.streams or "
-        "data.prefetch; then start again by the same command"
+        f"the reader process died ({how}). If the machine ran out of memory, lower data.shuffle.window, "
+        "data.shuffle.streams or data.prefetch; else start again by the same command"
     )
 
 

@@ -102,7 +102,7 @@ class Ring:
         self.slot_size = sum(_aligned(size) for size in sizes)
         self._first = (
             -(-slots // mmap.PAGESIZE) * mmap.PAGESIZE
-        )  # of the slots; before it a flag, a byte, for each: 1 if taken
+        )  # before the slots a flag, a byte, for each: 1 if taken
         self._file = os.memfd_create("pretrain-batches") if hasattr(os, "memfd_create") else _unnamed_file()
         weakref.finalize(self, os.close, self._file)  # what is mapped stays mapped for those who hold it
         os.ftruncate(self._file, self._start(slots))
