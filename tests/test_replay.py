@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from pretrain.data import reader
+from pretrain.data.opening import open_shards
+from pretrain.data.skip import Skipped, write_skip_list
 from pretrain.objective.dino import DINO
 from pretrain.records import UserError
 from pretrain.replay import Replay, ReplayArguments
@@ -198,6 +200,17 @@ def test_shards_may_have_moved(job: Job) -> None:
     result = run_script("replay", f"incident={incident}", f"train={moved}")
     assert result.returncode == 1
     assert f"`{moved}` are other shards than those of the run: name where they are now by train=…" in result.stderr
+
+
+def test_skip_lists_of_the_run_are_those_of_the_replay(job: Job) -> None:
+    skip = job.tmp / "skip.json"
+    shard = open_shards(str(job.shards), str(job.tmp / "index")).shards[0]
+    write_skip_list(skip, [Skipped(shard.sha256, shard.name, 3, "key", "why")])
+    incident = overflow(job, f"data.skip={skip}")
+    assert run_script("replay", f"incident={incident}", "device=cpu").returncode == 0
+    moved = skip.rename(job.tmp / "moved.json")
+    assert run_script("replay", f"incident={incident}", "device=cpu").returncode == 1
+    assert run_script("replay", f"incident={incident}", f"skip={moved}", "device=cpu").returncode == 0
 
 
 class Evil:

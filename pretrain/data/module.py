@@ -165,7 +165,7 @@ class ShardData:
         whole = Shuffle(streams=1, run_length=1, run_window=self.val.num_samples, window=_SUBSET_WINDOW)
         numbers = Numbers(0, 1, batch, min(count, self.val.num_samples))
         order = Order(self.val.counts, seed, whole)
-        stream = self._stream(self.val, order, numbers, views, random=False, threads=self.num_workers)
+        stream = self._stream(self.val, order, numbers, views, random=False, threads=self.num_workers, scaled=False)
         return Loader(stream, self.prefetch, 1.0, background=False, bad=self.bad_in_evaluation)
 
     def examples(self, seed: int, count: int, views: Sequence[ViewSpec]) -> Loader:
@@ -181,4 +181,4 @@ class ShardData:
         self, index: Index, order: SampleOrder, numbers: Numbers, views: Sequence[ViewSpec], **how: Any
     ) -> BatchStream:
         labels = self.val_labels if index is self.val else self.labels
-        return BatchStream(index, order, numbers, tuple(views), scaled=self.scaled_decode, labels=labels, **how)
+        return BatchStream(index, order, numbers, tuple(views), labels=labels, **{"scaled": self.scaled_decode} | how)

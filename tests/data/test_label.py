@@ -41,6 +41,7 @@ VIEW = ViewSpec(8)
         ("json:label", {"json": b'{"label": true}'}, -1),
         ("json:label", {"json": b'{"label": -4}'}, -1),
         ("json:label", {"json": b'{"label": 3.5}'}, -1),
+        ("json:label", {"json": b'{"label": 3.0}'}, 3),
         ("json:label", {"json": b'{"label": null}'}, -1),
         ("json:label", {"json": b'{"label": ""}'}, -1),
         ("json:label", {"json": b"{}"}, -1),
@@ -111,9 +112,11 @@ def test_the_data_of_a_run_is_labelled_as_asked(tmp_path: Path, threads: int) ->
 
 def test_a_name_without_a_number_ends_a_run_with_a_sentence(tmp_path: Path) -> None:
     write(tmp_path / "d", lambda number: b'{"label": "cat"}')
-    data = ShardData(str(tmp_path / "d"), index_dir=str(tmp_path / "i"), labels="json:label", num_workers=0)
+    words = {"index_dir": str(tmp_path / "i"), "labels": "json:label", "num_workers": 0}
+    data = ShardData(str(tmp_path / "d"), str(tmp_path / "d"), **words)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"no classes.json beside the shards lists: put all names there"):
-        next(iter(data.batches(0, 0, 4, [VIEW])))
+        next(iter(data.val_subset(0, 4, 4, [VIEW])))
+    assert next(iter(data.batches(0, 0, 4, [VIEW]))).labels.tolist() == [-1] * 4  # no objective looks at them
     assert next(iter(ShardData(str(tmp_path / "d"), num_workers=0).batches(0, 0, 4, [VIEW]))).labels.min() >= 0
 
 
@@ -123,14 +126,16 @@ def test_folders_that_number_names_differently_are_refused(tmp_path: Path) -> No
         (tmp_path / folder / "classes.json").write_text(json.dumps(names))
     folders = {name: str(tmp_path / name) for name in "abc"}
     words = {"index_dir": str(tmp_path / "i"), "num_workers": 0}
+    both = [folders["a"], folders["b"]]
     with pytest.raises(UserError, match=r"a/classes.json` and `.*b/classes.json` number names differently"):
-        ShardData([folders["a"], folders["b"]], labels="json:label", **words)  # type: ignore[arg-type]
+        ShardData(folders["a"], both, labels="json:label", **words)  # type: ignore[arg-type]
+    assert ShardData(both, labels="json:label", **words).labels.classes == {}  # type: ignore[arg-type]
     assert ShardData([folders["a"], folders["b"]], **words).labels.classes == {}  # type: ignore[arg-type]
     same = ShardData([folders["a"], folders["c"]], labels="json:label", **words)  # type: ignore[arg-type]
     assert same.labels.classes == {"cat": 0, "dog": 1}
     (tmp_path / "c" / "classes.json").write_text('{"cat": 0}')
     with pytest.raises(UserError, match="must be a list of names"):
-        ShardData(folders["c"], labels="json:label", **words)  # type: ignore[arg-type]
+        ShardData(folders["a"], folders["c"], labels="json:label", **words)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -191,3 +191,30 @@ def test_a_reader_that_hangs_is_ended_all_the_same(tmp_path: Path) -> None:
     assert time.monotonic() - start < 30
     reader.join(5)
     assert not reader.is_alive()
+
+
+def test_a_reader_that_is_killed_ends_the_run_with_a_sentence_and_harms_nothing_else(tmp_path: Path) -> None:
+    batches = iter(data(tmp_path, num_workers=1).batches(0, 0, 4, [VIEW]))
+    next(batches)
+    (reader,) = READERS
+    os.kill(reader.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"the reader process died \(exit code -9\). If the machine ran out of memory"):
+        list(itertools.islice(batches, 99))
+    for _ in range(1000):  # torch raises in whatever comes next if it still looks after a process that is killed
+        pass
+    assert not READERS
+
+
+def test_an_index_that_vanishes_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    loader = data(tmp_path, num_workers=1).batches(0, 0, 4, [VIEW])
+    for sidecar in (tmp_path / "i").glob("*.idx"):
+        sidecar.unlink()
+    with pytest.raises(UserError, match=r"^`.*idx` is gone since the run began: start again"):
+        next(iter(loader))
+
+
+def test_shards_of_equal_names_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("x/a", "y/a", "z"):
+        write_shards(tmp_path / folder, [1, 1] if folder == "z" else [1])
+    index = open_shards([str(tmp_path / folder) for folder in ("x/a", "y/a", "z")], str(tmp_path / "i"))
+    assert index.names == ["x/a/s-000000.tar", "y/a/s-000000.tar", "z/s-000000.tar", "s-000001.tar"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import mmap
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_a_batch_without_a_slot_arrives_all_the_same() -> None:
     other = filled(ring, 2)
     assert (held.slot, other.slot) == (0, None)
     assert [view.unique().tolist() for parcel in (held, other) for view in parcel.batch().views] == [[1], [1], [2], [2]]
+
+
+def test_flags_of_many_slots_lie_before_all_of_them() -> None:
+    ring = Ring(mmap.PAGESIZE + 1, [ViewSpec(1)], batch=1)
+    parcels = [
+        filled(ring, 0, 1) for _ in range(mmap.PAGESIZE + 1)
+    ]  # zeros, which as flags would say that slots are free
+    assert [parcel.slot for parcel in parcels] == list(range(mmap.PAGESIZE + 1))
+    assert filled(ring, 0, 1).slot is None
 
 
 def test_pinning_frees_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,8 @@ SHA = "0" * 64
         (f'{{"format": 1, "shards": {{"{SHA}": {{"samples": [{{"member": true}}]}}}}}}', "cannot be understood"),
         (f'{{"format": 1, "shards": {{"{SHA}": {{"samples": [3]}}}}}}', "cannot be understood"),
         (f'{{"format": 1, "shards": {{"{SHA}": 3}}}}', "cannot be understood"),
+        (f'{{"format": 1, "shards": {{"{SHA}": {{"samples": [{{"member": {10**30}}}]}}}}}}', "cannot be understood"),
+        ("[" * 100_000, "is not json"),
     ],
 )
 def test_what_is_no_list_is_refused_before_anything_starts(tmp_path: Path, content: str | None, reason: str) -> None:

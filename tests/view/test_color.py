@@ -125,6 +125,15 @@ def test_a_batch_is_what_torchvision_makes_of_every_view_by_itself() -> None:
         first += spec.count
 
 
+def test_the_loaders_batch_stays_as_it_was() -> None:
+    """Its pixels may lie in memory that others read; of floats and one channel nothing needs to be copied."""
+    spec = ViewSpec(8, mean=(0.5,), std=(0.5,), pixels="float32", full_scale=4.0, colors=Colors(jitter=0, grayscale=0))
+    pixels = torch.rand(1, 3, 1, 8, 8)
+    batch = Batch((pixels.clone(),), torch.arange(3), torch.zeros(3), [""] * 3, 0)
+    Prepare([spec])(batch)
+    assert torch.equal(batch.views[0], pixels)
+
+
 @pytest.mark.parametrize("chunk", [1, 5000, 2**30])
 def test_batch_and_place_in_it_do_not_matter(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Bit by bit but for blurred views: products of matrices may add in another order in another batch."""
