@@ -64,9 +64,9 @@ class MAE(Objective):
             raise ValueError(f"MAE: a view of {height}×{width} pixels is a single mask unit: nothing can be hidden")
         if encoder.in_chans != view.channels:
             raise ValueError(
-                f"MAE: images have {view.channels} channels (objective.view.mean has so many values), but "
-                f"`encoder.in_chans` is {encoder.in_chans}: give mean and std {encoder.in_chans} values each, and "
-                "objective.view.pixels the type of the images' numbers; or the encoder as many channels"
+                f"MAE: images have {view.channels} channels, but `encoder.in_chans` is {encoder.in_chans}: give "
+                f"objective.view.mean and std a value for each of {encoder.in_chans} channels, and "
+                "objective.view.pixels the type of their numbers; or the encoder as many channels as the view"
             )
         self.views = (view,)
         self.encoder = encoder

@@ -61,7 +61,7 @@ def decode(data: bytes, gray: bool = False) -> Pixels:
     """
     header = read_header(data)
     refuse_bombs(header.height, header.width)
-    colors = {1: "GRAY" if gray else "RGB", 4: "CMYK"}.get(header.channels, "RGB")
+    colors = "CMYK" if header.channels == 4 else "GRAY" if gray and header.channels == 1 else "RGB"
     try:
         pixels = simplejpeg.decode_jpeg(data, colorspace=colors)
     except ValueError:
@@ -116,7 +116,7 @@ def read_header(data: bytes) -> Header:
             elif marker in _FRAMES:
                 kind, frame = marker, struct.unpack_from(">HHB", data, at + 1)
         scans = data[at]
-    except (IndexError, struct.error):
+    except (IndexError, ValueError, struct.error):
         raise DecodeError("truncated", "it ends inside its header") from None
     if frame is None:
         raise DecodeError("damaged", "its header states no size")
@@ -129,20 +129,19 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start, stop) of what each segment of the header holds, the last one the first scan's.
 
     Raises:
-        IndexError: the file ends before.
+        IndexError, ValueError: the file ends before.
     """
-    marker, stop = 0, 2
+    at, marker = 2, 0
     while marker != _SCAN:
-        at = data.find(b"\xff", stop)  # libjpeg passes over what is between segments, too
-        if at < 0:
-            raise IndexError
-        while (marker := data[at + 1]) == 0xFF:  # padding
-            at += 1
-        if marker in _LONE:
-            stop = at + 2
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0xFF:  # libjpeg passes over what is between segments, too
+            at = data.index(b"\xff", at + 1)
+        elif marker in _LONE:
+            at += 2
         else:
             stop = at + 2 + (data[at + 2] << 8 | data[at + 3])
             yield marker, at + 4, stop
+            at = stop
 
 
 def _orientation(data: bytes, exif: list[bytes], xmp: bytes | None) -> int:

@@ -77,8 +77,11 @@ def test_four_channels_of_16_bits_train_and_are_probed(job: Job) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["encoder.in_chans=4"], "3 channels .* but `encoder.in_chans` is 4: give mean and std 4 values each"),
-        ([*VIEW, *RAW[:2]], "4 channels .* but `encoder.in_chans` is 3"),
+        (
+            ["encoder.in_chans=4"],
+            "3 channels, but `encoder.in_chans` is 4: give objective.view.mean and std a value for each of 4",
+        ),
+        ([*VIEW, *RAW[:2]], "4 channels, but `encoder.in_chans` is 3"),
     ],
 )
 def test_channels_that_do_not_agree_are_refused_before_anything_is_done(

@@ -98,6 +98,11 @@ def test_of_16_bits_the_upper_8_are_taken() -> None:
         assert near(decode(data), GRAY8)
     dark = encoded(gray, "TIFF", tiffinfo={262: 0})  # white is zero
     assert near(decode(dark), 255 - GRAY8)
+    packed = b"\x00\x01\x23\x80\x0f\xff"  # four numbers of 12 bits
+    tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, len(packed))]
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags)
+    twelve = b"II*\0" + struct.pack("<I", 14) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert decode(twelve)[0, :, 0].tolist() == [0x00, 0x12, 0x80, 0xFF]
     rows = np.dstack([LEVELS, LEVELS[::-1], LEVELS.T])  # Pillow writes no 16-bit colours
     assert near(decode(png_of_16_bits(rows)), (rows >> 8).astype(np.uint8))
 
