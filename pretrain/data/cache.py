@@ -1,6 +1,6 @@
 """Copies of remote shards on a local disk, made block by block as they are read, bounded, and shared by processes.
 
-A first batch of 256 takes its samples from 178 of ImageNet's shards: to wait for whole shards would take hundreds of
+A first batch of 256 takes its samples from 192 of ImageNet's shards: to wait for whole shards would take hundreds of
 times as many bytes as it has. So a copy is a sparse file that fills up, 64 KiB at a time; after its data stands a table
 with the checksum of each block that is there. Every block is checked whenever it is read: what a killed process, a full
 disk or a crash left half-written, cut off or changed is simply not there, and is asked for again. The name of a copy is

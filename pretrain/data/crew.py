@@ -73,7 +73,8 @@ def scan_all(
                 else:
                     scanned.append(result)
             jobs = busy
-            time.sleep(_PAUSE if busy else 0)
+            if busy:
+                time.sleep(_PAUSE)
     if mistakes:
         more = f"\nand {len(mistakes) - _SHOWN} more" if len(mistakes) > _SHOWN else ""
         raise UserError("\n".join(sorted(mistakes)[:_SHOWN]) + more)

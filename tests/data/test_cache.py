@@ -210,7 +210,7 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on(
 
 def test_a_first_batch_visits_so_many_shards_that_blocks_are_kept_instead_of_them() -> None:
     order = Order([1000] * 1281, 0, Shuffle())
-    assert len({order.locate(g)[0] for g in range(256)}) == 178
+    assert len({order.locate(g)[0] for g in range(256)}) == 192
 
 
 def test_settings() -> None:

@@ -41,7 +41,7 @@ def test_absolute_and_climbing_names_write_nothing_anywhere(tmp_path: Path, monk
     batches = list(itertools.islice(data.batches(0, 0, 4, [ViewSpec(8)]), 4))
     after = files_in(tmp_path)
     assert {name: after[name] for name in before} == before
-    assert all(name.startswith("i/") and name.endswith(".idx") for name in after.keys() - before.keys())
+    assert all(name.startswith("i/") and name.endswith((".idx", ".json")) for name in after.keys() - before.keys())
     assert len(after) == len(before) + 1
     assert {key for batch in batches for key in batch.keys} == set(names)
     assert not any(batch.replaced for batch in batches)
