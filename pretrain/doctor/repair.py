@@ -6,6 +6,7 @@ decoded and nothing says that it lost a member; what is left out is listed.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,7 @@ def _names(urls: Sequence[str], out: Path) -> dict[str, str]:
     """What the copies are called."""
     names = {url: url.rstrip("/").rpartition("/")[2].partition("?")[0] for url in urls}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
-    there = [name for name in names.values() if (out / name).exists()]
+    there = [name for one in names.values() for name in (one, f"{one}.idx") if os.path.lexists(out / name)]
     if twice:
         raise UserError(f"out={out}: two shards are called {twice[0]}; repair them in two calls, to two folders")
     if there:
