@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "words, sentence",
+    ("words", "sentence"),
     [
         (["verify", "out=d/s-000000.tar"], "out=d/s-000000.tar: must be a file called NAME.json"),
         (["verify", "skip=d/s-000000.tar"], "skip=d/s-000000.tar: must be a file called NAME.json"),
