@@ -115,7 +115,7 @@ def _mistaken_targets(a: Arguments) -> Iterator[str]:
             yield f"{name}={path}: must be a file called NAME.json, in a folder that is there"
     if len({os.path.realpath(path) for path in paths.values()}) < len(paths):
         yield f"out={a.out}, skip={a.skip}: are the same file; choose another name for one of them"
-    files = [(name, path) for name, path in paths.items()]
+    files = list(paths.items())
     if a.action == "dedupe":
         files += [("out", path.with_suffix(".png")) for path in paths.values()]
     elif a.out is not None and not paths:

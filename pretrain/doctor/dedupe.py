@@ -68,7 +68,8 @@ def dedupe(train: Index, val: Index | None, workers: int, distance: float) -> Du
         distance: up to which two images look the same (`near.apart`); 0 finds the same bytes and pixels alone.
 
     Raises:
-        UserError: there is no sample in `train`; two shards of `train` hold the same bytes, so that a skip list cannot tell them apart.
+        UserError: there is no sample in `train`; two of its shards hold the same bytes, so that a skip list cannot tell
+            them apart.
     """
     refuse_none(train)
     _refuse_equal_shards(train)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -92,6 +93,11 @@ def _repair_shard(file: IO[bytes], url: str, path: Path, pool: ThreadPoolExecuto
     checked = list(ordered(pool, partial(check_content, file, url), reading.contents))
     lost = [one for found in checked for one in found if one.kind in _FATAL]
     names = [member.name for content in reading.contents for _, member in content.members]
+    lost += [
+        Finding(url, "name", f"`{member.name}` is part of no sample, and leads out of a folder", byte=member.offset)
+        for member in reading.loose
+        if is_unsafe(member.name)
+    ]
     if not (lost or reading.damages or any(map(is_unsafe, names))):
         result.whole += 1
         return
@@ -104,7 +110,8 @@ def _repair_shard(file: IO[bytes], url: str, path: Path, pool: ThreadPoolExecuto
     if not any(content.number is not None for content in good):
         result.empty.append(url)
         return
-    write_tar(path, _members(file, good))
+    loose = [member for member in reading.loose if not is_unsafe(member.name)]
+    write_tar(path, chain(_members(file, good), ((member.name, read_member(file, member)) for member in loose)))
     shard = scan(str(path.absolute()), path.with_name(f"{path.name}.idx"), "")
     result.written.append(shard)
     result.kept += shard.count

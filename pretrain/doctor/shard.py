@@ -3,8 +3,8 @@
 The index refuses a shard at its first damage (`pretrain/data/tar.py`). Here what lies behind is found too: headers of
 the ustar family name themselves and hold a checksum, so that the next whole one can be searched for, at any byte. A
 member whose bytes hold such a header has lost some of its own, so that its size takes in what follows: it is given up,
-and reading goes on inside. So is one that is not followed by zeros up to the next block. (No checksum is of the members'
-bytes: an image in which some were changed is only found if it cannot be decoded, or by the index's hash.)
+and reading goes on inside. So is one that is not followed by zeros up to the next block. (No checksum is of the
+members' bytes: an image in which some were changed is only found if it cannot be decoded, or by the index's hash.)
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ def read_shard(file: IO[bytes]) -> Reading:
         if has_image((content.key, content.recorded)) or content.trouble:
             content.number, number = number, number + 1
     _mark_incomplete(contents, damages)
+    _mark_scattered(contents)
     taken = {member for content in contents for _, member in content.members}
     return Reading(sha256, size, contents, damages, [member for member in found if member not in taken])
 
@@ -242,3 +243,18 @@ def _mark_incomplete(contents: list[Content], damages: list[Damage]) -> None:
                 content.trouble = f"`{damage.member.name}` of it is damaged"
             elif missing:
                 content.trouble = f"beside a damage, and without {', '.join(sorted(missing))}: it may be in part lost"
+
+
+def _mark_scattered(contents: list[Content]) -> None:
+    """Notes pieces of one sample that do not stand together; whole samples may have the same key."""
+    pieces: dict[str, list[Content]] = {}
+    for content in contents:
+        pieces.setdefault(content.key, []).append(content)
+    for found in pieces.values():
+        extensions = [extension for content in found for extension in {extension for extension, _ in content.members}]
+        if len(found) > 1 and len(set(extensions)) == len(extensions):
+            for content in found:
+                names = ", ".join(
+                    f"`{member.name}`" for one in found if one is not content for _, member in one.members
+                )
+                content.trouble = content.trouble or f"its members do not stand together: {names} are elsewhere"

@@ -25,7 +25,7 @@ from pretrain.data.sample import EXTENSIONS
 from pretrain.data.sidecar import Sidecar
 from pretrain.data.skip import Skipped
 from pretrain.doctor.finding import Finding
-from pretrain.doctor.image import image_trouble, label_trouble
+from pretrain.doctor.image import LABELS, image_trouble, label_trouble
 from pretrain.doctor.parallel import ordered
 from pretrain.doctor.shard import Content, Reading, is_unsafe, local_copy, read_member, read_shard
 from pretrain.records import UserError
@@ -112,7 +112,7 @@ def check_content(file: IO[bytes], url: str, content: Content) -> list[Finding]:
         return [Finding(url, "sample", content.trouble, **place)]
     image = content.image()
     if image is None:
-        labelled = content.member("cls") is not None
+        labelled = any(content.member(extension) is not None for extension in LABELS)
         return [Finding(url, "sample", "has a label, but no image", **place)] if labelled else []
     findings = []
     for member in content.images():
@@ -120,7 +120,7 @@ def check_content(file: IO[bytes], url: str, content: Content) -> list[Finding]:
             of_others = "" if member == image[1] else f"`{member.name}` "
             findings.append(Finding(url, found[0], f"{of_others}{found[1]}", **place))
     for extension, member in content.members:
-        if trouble := label_trouble(extension, read_member(file, member) if extension in ("cls", "json") else b""):
+        if trouble := label_trouble(extension, read_member(file, member) if extension in LABELS else b""):
             findings.append(Finding(url, "label", trouble, **place))
     return findings
 

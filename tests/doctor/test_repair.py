@@ -194,3 +194,23 @@ def test_of_an_archive_behind_another_nothing_is_lost(shard: Path, tmp_path: Pat
     twice.write_bytes(shard.read_bytes() + other.read_bytes())
     result = mend(twice, tmp_path / "out")
     assert (result.kept, len(result.lost)) == (11, 1)
+
+
+def test_samples_whose_members_do_not_stand_together(tmp_path: Path) -> None:
+    """Whole samples of one key are none such."""
+    good = image_bytes(1)
+    members_of = [("a.png", good), ("b.png", good), ("a.json", b"{}"), ("b.json", b"{}"), ("c.json", b"{}")]
+    members_of += [("d.png", good), ("e.png", good), ("d.png", good)]
+    shard = write_tar(tmp_path / "t.tar", members_of)
+    found = [(one.kind, one.key) for one in verify([str(shard)], 1).findings]
+    assert found == [("sample", key) for key in "ababc"]
+    mend(shard, tmp_path / "out")
+    with tarfile.open(tmp_path / "out" / "t.tar") as tar:
+        assert tar.getnames() == ["d.png", "e.png", "d.png"]
+
+
+def test_files_that_are_part_of_no_sample_stay(tmp_path: Path) -> None:
+    files = [("README", b"words"), ("a.png", image_bytes(1)), ("b.png", b"none"), ("d/LICENCE", b""), ("../evil", b"")]
+    result = mend(write_tar(tmp_path / "t.tar", files), tmp_path / "out")
+    assert members(tmp_path / "out" / "t.tar") == {"a.png": image_bytes(1), "README": b"words", "d/LICENCE": b""}
+    assert [(one.kind, one.key) for one in result.lost] == [("image", "b"), ("name", None)]
