@@ -13,11 +13,13 @@ dedupe   a skip list, out=FILE, of samples that are there twice, or are in `val`
          pairs beside it; distance=0.4 says how alike images are that look the same, 0 takes exact copies alone.
 index    counts and digest; builds the index in index_dir, or anew beside the shards with beside=true.
 
-A run takes a skip list (data.skip=FILE), and so do stats, reshard and dedupe (skip=FILE).
+A run takes a skip list (data.skip=FILE), and so do stats, reshard and dedupe (skip=FILE). Nothing that exists is
+written over: `out`, and `skip` of verify, are new files, those of lists called NAME.json.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain.arguments import script
-from pretrain.data import source
+from pretrain.data import skip, source
 from pretrain.data.index import Index, open_index
 from pretrain.data.module import Patterns, open_shards
 from pretrain.data.skip import write_skip_list
@@ -75,11 +77,10 @@ class Arguments:
 
 
 def main(a: Arguments) -> None:
-    if lines := list(mistakes(a)):
-        raise UserError("\n".join(lines))
     urls, lines = source.expand(a.data, a.allow_pipe, "")
-    if lines or not urls:
-        raise UserError("\n".join(lines) or f"data={a.data}: there is no shard in it")
+    lines = [*mistakes(a), *(lines or ([] if urls else [f"data={a.data}: there is no shard in it"]))]
+    if lines:
+        raise UserError("\n".join(lines))
     do = {"verify": _verify, "stats": _stats, "repair": _repair, "reshard": _reshard, "dedupe": _dedupe}
     (_index if a.action == "index" else do[a.action])(a, urls, a.workers or processors())
 
@@ -100,10 +101,33 @@ def mistakes(a: Arguments) -> Iterator[str]:
         yield f"name={a.name}: must be letters, digits, - and _, for it begins the shards' names"
     if a.action == "verify" and a.skip is not None and not isinstance(a.skip, str):
         yield f"skip={a.skip}: action=verify writes one list"
-    for name in ("out", "skip") if a.action == "verify" else ("out",) if a.action == "dedupe" else ():
-        path = getattr(a, name)
-        if isinstance(path, str) and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-            yield f"{name}={path}: must be a file, in a folder that is there"
+    elif a.action in ("stats", "reshard", "dedupe"):
+        yield from skip.mistakes(a.skip)
+    yield from _mistaken_targets(a)
+
+
+def _mistaken_targets(a: Arguments) -> Iterator[str]:
+    """Files to be written that are there already, or that cannot be."""
+    lists = {"verify": ("out", "skip"), "dedupe": ("out",)}.get(a.action, ())
+    paths = {name: Path(path) for name in lists if isinstance(path := getattr(a, name), str)}
+    for name, path in paths.items():
+        if path.suffix != ".json" or not path.absolute().parent.is_dir():
+            yield f"{name}={path}: must be a file called NAME.json, in a folder that is there"
+    if len({os.path.realpath(path) for path in paths.values()}) < len(paths):
+        yield f"out={a.out}, skip={a.skip}: are the same file; choose another name for one of them"
+    files = list(paths.items())
+    if a.action == "dedupe":
+        files += [("out", path.with_suffix(".png")) for path in paths.values()]
+    elif a.out is not None and not paths:
+        folder = Path(a.out)
+        blocking = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if not blocking.is_dir():
+            yield f"out={a.out}: `{blocking}` is a file; choose another folder"
+        names = {"stats": ("stats.json", "stats.png"), "reshard": ("reshard.json",)}.get(a.action, ())
+        files += [("out", folder / name) for name in names]
+    for name, path in files:
+        if os.path.lexists(path):
+            yield f"{name}={getattr(a, name)}: `{path}` exists, and nothing is written over: choose another name"
 
 
 def _verify(a: Arguments, urls: list[str], workers: int) -> None:

@@ -23,7 +23,7 @@ from pretrain.data.skip import Skipped
 from pretrain.doctor.fingerprint import THUMBNAIL, Fingerprint, fingerprint
 from pretrain.doctor.near import pairs
 from pretrain.doctor.parallel import ordered
-from pretrain.doctor.sample import Samples
+from pretrain.doctor.sample import Samples, refuse_none
 from pretrain.records import UserError
 
 How = Literal["same bytes", "same pixels", "looks the same"]
@@ -68,8 +68,10 @@ def dedupe(train: Index, val: Index | None, workers: int, distance: float) -> Du
         distance: up to which two images look the same (`near.apart`); 0 finds the same bytes and pixels alone.
 
     Raises:
-        UserError: two shards of `train` hold the same bytes, so that a skip list cannot tell them apart.
+        UserError: there is no sample in `train`; two of its shards hold the same bytes, so that a skip list cannot tell
+            them apart.
     """
+    refuse_none(train)
     _refuse_equal_shards(train)
     samples = {where: Samples(index) for where, index in enumerate((val, train)) if index is not None}
     places = [(where, *place) for where, one in samples.items() for place in one.places()]
@@ -78,7 +80,7 @@ def dedupe(train: Index, val: Index | None, workers: int, distance: float) -> Du
     def work(place: tuple[int, int, int]) -> Fingerprint:
         where, shard, member = place
         part = samples[where].image(shard, member)
-        return fingerprint(part.extension, samples[where].read(shard, part))
+        return fingerprint(samples[where].read(shard, part))
 
     with ThreadPoolExecutor(workers) as pool:
         prints = tqdm(ordered(pool, work, places), total=len(places), desc="comparing", unit="sample")
@@ -103,7 +105,7 @@ def skip_rows(found: Duplicates, train: Index, val: Index | None) -> Iterable[Sk
 def _refuse_equal_shards(train: Index) -> None:
     by_hash = {shard.sha256: shard.url for shard in reversed(train.shards)}
     for shard in train.shards:
-        if by_hash[shard.sha256] != shard.url:
+        if shard.count and by_hash[shard.sha256] != shard.url:
             raise UserError(
                 f"`{shard.url}` holds the same bytes as `{by_hash[shard.sha256]}`: leave one of them out of the list"
             )

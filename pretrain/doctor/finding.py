@@ -10,7 +10,7 @@ from typing import Literal
 
 from pretrain.files import replace_file
 
-Kind = Literal["read", "tar", "name", "sample", "image", "label", "index"]
+Kind = Literal["read", "tar", "name", "sample", "image", "unchecked", "label", "index"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Finding:
 
     Args:
         shard: its path or address.
-        kind: what is wrong: it cannot be read, its structure, a member's name, which members are a sample, an image,
-            a label, or the index beside it.
+        kind: what is wrong: it cannot be read, its structure, a member's name, which members are a sample, an image
+            (unchecked: only with a library that is not installed), a label, or the index beside it.
         cause: in words.
         key: of the sample, where it is about one.
         byte: of the shard, where it is about one.

@@ -40,11 +40,11 @@ class Fingerprint:
     thumbnail: NDArray[np.uint8] | None = None
 
 
-def fingerprint(extension: str, data: bytes) -> Fingerprint:
+def fingerprint(data: bytes) -> Fingerprint:
     """Of the bytes of an image member."""
     content = hashlib.sha256(data).digest()
     try:
-        pixels = pixels_of(extension, data)
+        pixels = pixels_of(data)
     except DecodeError:
         return Fingerprint(content, b"")
     whole = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())

@@ -6,11 +6,13 @@ decoded and nothing says that it lost a member; what is left out is listed.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -72,7 +74,7 @@ def _names(urls: Sequence[str], out: Path) -> dict[str, str]:
     """What the copies are called."""
     names = {url: url.rstrip("/").rpartition("/")[2].partition("?")[0] for url in urls}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
-    there = [name for name in names.values() if (out / name).exists()]
+    there = [name for one in names.values() for name in (one, f"{one}.idx") if os.path.lexists(out / name)]
     if twice:
         raise UserError(f"out={out}: two shards are called {twice[0]}; repair them in two calls, to two folders")
     if there:
@@ -91,6 +93,11 @@ def _repair_shard(file: IO[bytes], url: str, path: Path, pool: ThreadPoolExecuto
     checked = list(ordered(pool, partial(check_content, file, url), reading.contents))
     lost = [one for found in checked for one in found if one.kind in _FATAL]
     names = [member.name for content in reading.contents for _, member in content.members]
+    lost += [
+        Finding(url, "name", f"`{member.name}` is part of no sample, and leads out of a folder", byte=member.offset)
+        for member in reading.loose
+        if is_unsafe(member.name)
+    ]
     if not (lost or reading.damages or any(map(is_unsafe, names))):
         result.whole += 1
         return
@@ -103,7 +110,8 @@ def _repair_shard(file: IO[bytes], url: str, path: Path, pool: ThreadPoolExecuto
     if not any(content.number is not None for content in good):
         result.empty.append(url)
         return
-    write_tar(path, _members(file, good))
+    loose = [member for member in reading.loose if not is_unsafe(member.name)]
+    write_tar(path, chain(_members(file, good), ((member.name, read_member(file, member)) for member in loose)))
     shard = scan(str(path.absolute()), path.with_name(f"{path.name}.idx"), "")
     result.written.append(shard)
     result.kept += shard.count

@@ -19,7 +19,7 @@ from pretrain.data.index import Index, open_index
 from pretrain.data.label import read_classes
 from pretrain.data.write import write_shards
 from pretrain.doctor.repair import distinct
-from pretrain.doctor.sample import Samples
+from pretrain.doctor.sample import Samples, refuse_none
 from pretrain.doctor.shard import refuse_their_folder
 from pretrain.doctor.shrink import shrink
 from pretrain.doctor.speed import Speed, compare
@@ -85,8 +85,9 @@ def reshard(index: Index, out: Path, how: Resharding, workers: int, timed: bool)
         timed: whether to measure what decoding and cutting cost before and after.
 
     Raises:
-        UserError: the folder is the shards' own, or holds such shards already.
+        UserError: there is no sample; the folder is the shards' own, or holds such shards already.
     """
+    refuse_none(index)
     refuse_their_folder([shard.url for shard in index.shards], out)
     samples, done, lock = Samples(index), Counter[str](), threading.Lock()
     places = samples.places()

@@ -13,8 +13,19 @@ from pretrain.data.sample import IMAGES, neighbours
 from pretrain.data.sidecar import Part
 from pretrain.data.source import Reader
 from pretrain.data.tar import DamagedTarError, Member, members
+from pretrain.records import UserError
 
 _BLOCK = 512
+
+
+def refuse_none(index: Index) -> None:
+    """Refuses an index without any sample.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not index.num_samples:
+        raise UserError(f"data: no image in its {len(index.shards)} shards (or a skip list leaves all out)")
 
 
 class Samples:

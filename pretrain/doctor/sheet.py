@@ -32,7 +32,7 @@ def sheet(copies: Sequence[Copy], samples: Mapping[int, Samples]) -> bytes | Non
     for place, copy in enumerate(shown):
         for half, (where, shard, member) in enumerate((copy.sample, copy.original)):
             part = samples[where].image(shard, member)
-            image = Image.fromarray(pixels_of(part.extension, samples[where].read(shard, part)))
+            image = Image.fromarray(pixels_of(samples[where].read(shard, part)))
             paper.paste(
                 ImageOps.contain(image, (_SIDE, _SIDE)),
                 (place % _ACROSS * width + half * _SIDE, place // _ACROSS * height),

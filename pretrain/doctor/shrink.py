@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from pretrain.view.array import loses_bits
 from pretrain.view.decode import DecodeError, decode
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # the others, of 16 bits say, would lose something
 _JPEGS = ("jpg", "jpeg")
+_LONGEST = 65_500  # pixels of a side of a JPEG, as libjpeg writes them
 
 
 class Shrunk(NamedTuple):
@@ -32,14 +34,14 @@ class Shrunk(NamedTuple):
 def shrink(extension: str, data: bytes, short_side: int, quality: int) -> Shrunk:
     """An image whose short side has at most `short_side` pixels; one that has stays as it is, byte by byte.
 
-    What cannot be decoded, has more than 8 bits a channel, or is an array, stays as it is too.
+    What cannot be decoded, has more than 8 bits a channel, is an array, or is too long for a JPEG, stays as it is too.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            mode, size = image.mode, image.size
+            mode, size, deep = image.mode, image.size, loses_bits(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return Shrunk("other", extension, data)
-    if mode not in _MODES:
+    if mode not in _MODES or deep:
         return Shrunk("other", extension, data)
     if min(size) <= short_side:
         return Shrunk("small", extension, data)
@@ -48,6 +50,8 @@ def shrink(extension: str, data: bytes, short_side: int, quality: int) -> Shrunk
     except DecodeError:
         return Shrunk("other", extension, data)
     pixels = resized(pixels, short_side)
+    if max(pixels.shape) > _LONGEST:
+        return Shrunk("other", extension, data)
     grey = mode in ("1", "L")
     encoded = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels[..., :1] if grey else pixels),

@@ -22,6 +22,8 @@ from pretrain.doctor.image import label_trouble
 from pretrain.doctor.parallel import ordered
 from pretrain.doctor.sample import Samples
 from pretrain.files import replace_file
+from pretrain.view.array import read_npy_header
+from pretrain.view.pixels import DecodeError
 
 _HEAD = 1 << 16  # bytes of an image that are read first: its header is nearly always among them
 _QUANTILES = {"least": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "greatest": 1.0}
@@ -166,13 +168,8 @@ def read_header(extension: str, data: bytes) -> Header | None:
 
 def _array_header(data: bytes) -> Header | None:
     """An array [H, W] or [H, W, C]."""
-    file = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    except ValueError:
+        shape, _, dtype, _ = read_npy_header(data)
+    except DecodeError:
         return None
-    return (
-        Header("NPY", f"{dtype}×{shape[2] if len(shape) > 2 else 1}", shape[1], shape[0], 1) if len(shape) > 1 else None
-    )
+    return Header("NPY", f"{dtype}×{(*shape, 1)[2]}", shape[1], shape[0], 1)

@@ -25,10 +25,12 @@ from pretrain.data.sample import EXTENSIONS
 from pretrain.data.sidecar import Sidecar
 from pretrain.data.skip import Skipped
 from pretrain.doctor.finding import Finding
-from pretrain.doctor.image import image_trouble, label_trouble
+from pretrain.doctor.image import LABELS, image_trouble, label_trouble
 from pretrain.doctor.parallel import ordered
 from pretrain.doctor.shard import Content, Reading, is_unsafe, local_copy, read_member, read_shard
 from pretrain.records import UserError
+
+_TYPES = {"name": str, "count": int, "bytes": int, "sha256": str, "modified": int, "sidecar": str}  # of index.json
 
 
 @dataclass
@@ -110,13 +112,15 @@ def check_content(file: IO[bytes], url: str, content: Content) -> list[Finding]:
         return [Finding(url, "sample", content.trouble, **place)]
     image = content.image()
     if image is None:
-        labelled = content.member("cls") is not None
+        labelled = any(content.member(extension) is not None for extension in LABELS)
         return [Finding(url, "sample", "has a label, but no image", **place)] if labelled else []
     findings = []
-    if trouble := image_trouble(image[0], read_member(file, image[1])):
-        findings.append(Finding(url, "image", trouble, **place))
+    for member in content.images():
+        if found := image_trouble(read_member(file, member)):
+            of_others = "" if member == image[1] else f"`{member.name}` "
+            findings.append(Finding(url, found[0], f"{of_others}{found[1]}", **place))
     for extension, member in content.members:
-        if trouble := label_trouble(extension, read_member(file, member) if extension in ("cls", "json") else b""):
+        if trouble := label_trouble(extension, read_member(file, member) if extension in LABELS else b""):
             findings.append(Finding(url, "label", trouble, **place))
     return findings
 
@@ -153,12 +157,13 @@ def index_findings(url: str, reading: Reading) -> list[Finding]:
     if not source.is_local(url):
         return []
     folder, name = Path(url).absolute().parent, Path(url).name
-    row = rows_of(folder)[0].get(name)
+    row = _listed(folder)[0].get(name)
     if row is None:
         return []
-    causes = []
+    causes, mend = [], "scripts/shards.py action=index beside=true mends it"
     if row["sha256"] != reading.sha256:
         causes.append(f"index.json is of other bytes: sha256 {row['sha256'][:16]}… there, {reading.sha256[:16]}… here")
+        mend = "restore the shard; index it anew only if you changed it yourself"
     elif row["bytes"] != reading.size:
         causes.append(f"index.json says {row['bytes']} bytes, it has {reading.size}")
     else:
@@ -168,7 +173,21 @@ def index_findings(url: str, reading: Reading) -> list[Finding]:
             causes.append(f"index.json says {row['count']} samples, it has {reading.count}")
         if reading.is_whole:
             causes += _sidecar_causes(folder / row["sidecar"], reading)
-    return [Finding(url, "index", f"{cause}; scripts/shards.py action=index beside=true mends it") for cause in causes]
+    return [Finding(url, "index", f"{cause}; {mend}") for cause in causes]
+
+
+def _listed(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """(the rows of a folder's index.json by their names, what is wrong with the file)."""
+    try:
+        rows, ours = rows_of(folder)
+        json.loads((folder / "index.json").read_bytes() if (folder / "index.json").is_file() else b"{}")
+    except (ValueError, RecursionError):
+        return {}, ["is no json"]
+    if not ours:
+        return {}, ["is none of ours, or damaged, so it is not used"]
+    odd = [name for name, row in rows.items() if any(type(row[word]) is not kind for word, kind in _TYPES.items())]
+    causes = [f"what it says of `{name}` cannot be understood" for name in odd]
+    return {name: row for name, row in rows.items() if name not in odd}, causes
 
 
 def _sidecar_causes(path: Path, reading: Reading) -> list[str]:
@@ -182,7 +201,7 @@ def _sidecar_causes(path: Path, reading: Reading) -> list[str]:
             for number in range(sidecar.header["count"])
         ]
         sha256 = sidecar.header["sha256"]
-    except (UserError, ValueError, KeyError, IndexError, OSError, struct.error) as failure:
+    except (UserError, ValueError, KeyError, IndexError, TypeError, RecursionError, OSError, struct.error) as failure:
         return [f"{path.name} cannot be read: {failure}"]
     if sha256 != reading.sha256:
         return [f"{path.name} is of other bytes"]
@@ -201,13 +220,11 @@ def _sidecar_causes(path: Path, reading: Reading) -> list[str]:
 
 
 def _missing(urls: Sequence[str]) -> Iterator[Finding]:
-    """Shards that an index.json beside these lists, and that are gone; an index.json that is no json."""
+    """Shards that an index.json beside these lists, and that are gone; an index.json that is none."""
     for folder in sorted({Path(url).absolute().parent for url in urls if source.is_local(url)}):
-        path = folder / "index.json"
-        for name in sorted(rows_of(folder)[0]):
+        rows, causes = _listed(folder)
+        for name in sorted(rows):
             if not (folder / name).is_file():
                 yield Finding(str(folder / name), "index", "index.json lists it, but it is not there")
-        try:
-            json.loads(path.read_bytes() if path.is_file() else b"{}")
-        except ValueError:
-            yield Finding(str(path), "index", "is no json")
+        for cause in causes:
+            yield Finding(str(folder / "index.json"), "index", cause)

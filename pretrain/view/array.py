@@ -59,40 +59,57 @@ def decode_array(data: bytes | memoryview, channels: int, dtype: DType) -> Pixel
     return pixels
 
 
-def _refuse_others(shape: Sequence[int], found: DType, channels: int, dtype: DType) -> None:
-    """Raises DecodeError unless an array is an image of so many numbers of such a type a pixel."""
+def _refuse_others(shape: Sequence[int], found: DType, channels: int | None, dtype: DType | None) -> None:
+    """Raises DecodeError unless an array is an image of so many numbers of such a type a pixel (None: of any)."""
     if len(shape) not in (2, 3):
         raise DecodeError("wrong_channels", f"an array of shape {tuple(shape)} is no image [H, W] or [H, W, C]")
     height, width, there = (*shape, 1)[:3]
-    if there != channels:
+    if channels is not None and there != channels:
         raise DecodeError("wrong_channels", f"shape {tuple(shape)}: {there} channels (the last axis), not {channels}")
-    if found.newbyteorder("=") != dtype:
+    if dtype is not None and found.newbyteorder("=") != dtype:
         raise DecodeError("wrong_type", f"its numbers are {found}, not {dtype}")
     if min(shape) < 1:  # a header may say what it likes
         raise DecodeError("damaged", f"shape {tuple(shape)}: there is no pixel in it")
     refuse_bombs(height, width)
 
 
-def decode_npy(data: bytes) -> Pixels:
-    """Bytes of a `.npy` file → its array as it is, [H, W] or [H, W, C], of whatever numbers.
+def decode_stored(data: bytes | memoryview) -> Pixels:
+    """Bytes of a file → its numbers as they are, [H, W] or [H, W, C], of whatever type.
 
     Raises:
         DecodeError: truncated, damaged, too large, or no image.
     """
-    shape, by_columns, found, start = _npy_header(data)
-    _refuse_others(shape, found, (*shape, 1, 1, 1)[2], found.newbyteorder("="))
-    if found.kind not in "buif":
-        raise DecodeError("wrong_type", f"its elements are {found}, no plain numbers")
-    return _npy_numbers(data, shape, by_columns, found, start)
+    data = bytes(data)
+    if data.startswith(npy.MAGIC_PREFIX):
+        shape, by_columns, found, start = read_npy_header(data)
+        return _npy_numbers(data, shape, by_columns, found, start)
+    if is_tiff(data):
+        return _of_tiff(data, None, None)
+    with opened(data) as image:
+        return turned(_of_pillow(image), jpeg.orientation_of(image))
 
 
 def _of_npy(data: bytes, channels: int, dtype: DType) -> Pixels:
-    shape, by_columns, found, start = _npy_header(data)
+    shape, by_columns, found, start = _read_npy_header(data)
     _refuse_others(shape, found, channels, dtype)  # before what may be objects, or huge, is touched
     return _npy_numbers(data, shape, by_columns, found, start)
 
 
-def _npy_header(data: bytes) -> tuple[tuple[int, ...], bool, DType, int]:
+def read_npy_header(data: bytes) -> tuple[tuple[int, ...], bool, DType, int]:
+    """The same as `_read_npy_header`, of an image of plain numbers.
+
+    Raises:
+        DecodeError: truncated, damaged, too large, or no image.
+    """
+    header = _read_npy_header(data)
+    shape, _, found, _ = header
+    _refuse_others(shape, found, None, None)
+    if found.kind not in "buif":
+        raise DecodeError("wrong_type", f"its elements are {found}, no plain numbers")
+    return header
+
+
+def _read_npy_header(data: bytes) -> tuple[tuple[int, ...], bool, DType, int]:
     """(shape, whether columns come first, type, where the numbers begin)."""
     file = io.BytesIO(data)
     try:
@@ -122,15 +139,20 @@ def _of_jpeg(data: bytes) -> Pixels:
 
 
 def _of_pillow(image: Image.Image) -> Pixels:
-    tiles = getattr(image, "tile", [])  # where its bytes are, and in which form
-    if any(";16" in str(tile) for tile in tiles) and not image.mode.startswith("I;16"):
+    if loses_bits(image):
         raise DecodeError("unsupported", "Pillow reads 8 of the 16 bits of a PNG's colours: store it as .npy or TIFF")
     if image.mode not in _PLAIN:
         raise DecodeError("wrong_type", f"an image of Pillow's mode {image.mode} is no array of plain numbers")
     return np.asarray(image)
 
 
-def _of_tiff(data: bytes, channels: int, dtype: DType) -> Pixels:
+def loses_bits(image: Image.Image) -> bool:
+    """Whether Pillow shows 8 of the 16 bits that a file has."""
+    tiles = getattr(image, "tile", [])  # where its bytes are, and in which form
+    return any(";16" in str(tile) for tile in tiles) and not image.mode.startswith("I;16")
+
+
+def _of_tiff(data: bytes, channels: int | None, dtype: DType | None) -> Pixels:
     """What Pillow reads exactly, by Pillow; other TIFFs by tifffile, if that is there."""
     try:
         with opened(data) as image:
@@ -165,7 +187,7 @@ def _stored(image: Image.Image) -> str:
     return f"{_KINDS.get(formats.pop(), '')}{bits.pop()}"
 
 
-def _of_page(page: Any, size: int, channels: int, dtype: DType) -> Pixels:
+def _of_page(page: Any, size: int, channels: int | None, dtype: DType | None) -> Pixels:
     """The pixels of tifffile's page, with channels last, however they lie in the file of so many bytes."""
     if page.axes not in ("YX", "YXS", "SYX"):
         raise DecodeError("wrong_channels", f"the axes of its first page are {page.axes}, not YX, YXS or SYX")

@@ -129,6 +129,19 @@ def test_equal_shards_are_refused_since_a_list_could_not_tell_them_apart(tmp_pat
         dedupe(opened(tmp_path, one=members, two=members), None, 1, 0.4)
 
 
+def test_shards_without_an_image(tmp_path: Path) -> None:
+    """Empty ones may be equal; nothing but such is refused."""
+    lonely = [("README.txt", b"words")]
+    train = opened(tmp_path, one=lonely, two=lonely, three=[("a.jpg", encoded(scene(0)))])
+    assert dedupe(train, None, 1, 0.4).copies == []
+    for action in ("dedupe", "reshard"):
+        words = [f"data={tmp_path}/one.tar", f"index_dir={tmp_path}/i", f"out={tmp_path}/new.json"]
+        result = run_script("shards", f"action={action}", *words)
+        assert result.returncode == 1
+        assert "no image in its 1 shards" in result.stderr
+        assert not (tmp_path / "new.json").exists()
+
+
 def test_what_cannot_be_decoded_is_compared_by_its_bytes(tmp_path: Path) -> None:
     train = opened(tmp_path, t=[("a.jpg", b"none"), ("b.jpg", b"none"), ("c.jpg", b"other"), ("d.jpg", b"")])
     result = dedupe(train, None, 1, 0.4)

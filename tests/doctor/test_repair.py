@@ -147,3 +147,70 @@ def test_names_that_lead_out_of_a_folder_write_nothing_there_and_are_made_safe(t
 
 def test_neighbours_stay_two_samples_when_their_keys_are_made_safe() -> None:
     assert list(distinct(["../a", "a", "./a", "b", "..", "/"])) == ["a", "a-2", "a", "b", "sample", "sample-2"]
+
+
+def test_the_lost_body_of_a_label_is_not_taken_from_the_next_header(tmp_path: Path) -> None:
+    """A label then would begin with the next member's name: "00004.png" reads as 0. Few samples here have a label."""
+    numbers = range(8)
+    parts = [[(f"{n:05d}.png", image_bytes(n))] + [(f"{n:05d}.cls", b"7")] * (n == 3) for n in numbers]
+    shard = write_tar(tmp_path / "t.tar", [part for sample in parts for part in sample])
+    damage.cut_out(shard, damage.header_of(shard, "00003.cls") + 512, 512)
+    mend(shard, tmp_path / "out")
+    assert keys(tmp_path / "out" / "t.tar") == [f"{n:05d}" for n in numbers if n != 3]
+
+
+def test_other_bytes_than_zeros_behind_a_member_cost_its_sample(shard: Path, tmp_path: Path) -> None:
+    """Its end has moved: what stands there are bytes of its own."""
+    at = damage.header_of(shard, "00002.cls") + 512
+    data = shard.read_bytes()
+    shard.write_bytes(data[:at] + b"1" + data[at : at + 511] + data[at + 512 :])
+    result = mend(shard, tmp_path / "out")
+    assert keys(tmp_path / "out" / shard.name) == [f"{n:05d}" for n in (0, 1, 3, 4, 5, 6, 7)]
+    assert "behind it are other bytes than zeros" in result.lost[0].cause
+
+
+@pytest.mark.parametrize(
+    ("first", "behind", "gone"),
+    [("00003.cls", "00004.png", {3}), ("00003.png", "00004.png", {3}), ("00000.png", "00001.png", {0})],
+)
+def test_zeros_in_the_midst(shard: Path, tmp_path: Path, first: str, behind: str, gone: set[int]) -> None:
+    data = bytearray(shard.read_bytes())
+    start, stop = damage.header_of(shard, first), damage.header_of(shard, behind)
+    data[start:stop] = bytes(stop - start)
+    shard.write_bytes(data)
+    assert (
+        verify([str(shard)], 1)
+        .findings[0]
+        .line()
+        .endswith(f"byte {start}: zeros at byte {start}, where other readers stop, and more behind them")
+    )
+    mend(shard, tmp_path / "out")
+    assert keys(tmp_path / "out" / shard.name) == [f"{n:05d}" for n in range(8) if n not in gone]
+
+
+def test_of_an_archive_behind_another_nothing_is_lost(shard: Path, tmp_path: Path) -> None:
+    other = Path(write_shards(tmp_path / "e", [3])[0])
+    twice = tmp_path / "t.tar"
+    twice.write_bytes(shard.read_bytes() + other.read_bytes())
+    result = mend(twice, tmp_path / "out")
+    assert (result.kept, len(result.lost)) == (11, 1)
+
+
+def test_samples_whose_members_do_not_stand_together(tmp_path: Path) -> None:
+    """Whole samples of one key are none such."""
+    good = image_bytes(1)
+    members_of = [("a.png", good), ("b.png", good), ("a.json", b"{}"), ("b.json", b"{}"), ("c.json", b"{}")]
+    members_of += [("d.png", good), ("e.png", good), ("d.png", good)]
+    shard = write_tar(tmp_path / "t.tar", members_of)
+    found = [(one.kind, one.key) for one in verify([str(shard)], 1).findings]
+    assert found == [("sample", key) for key in "ababc"]
+    mend(shard, tmp_path / "out")
+    with tarfile.open(tmp_path / "out" / "t.tar") as tar:
+        assert tar.getnames() == ["d.png", "e.png", "d.png"]
+
+
+def test_files_that_are_part_of_no_sample_stay(tmp_path: Path) -> None:
+    files = [("README", b"words"), ("a.png", image_bytes(1)), ("b.png", b"none"), ("d/LICENCE", b""), ("../evil", b"")]
+    result = mend(write_tar(tmp_path / "t.tar", files), tmp_path / "out")
+    assert members(tmp_path / "out" / "t.tar") == {"a.png": image_bytes(1), "README": b"words", "d/LICENCE": b""}
+    assert [(one.kind, one.key) for one in result.lost] == [("image", "b"), ("name", None)]

@@ -115,7 +115,7 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
     names = ("fine", "bytes", "time", "count", "gone", "other", "broken", "places", "missing")
     paths = dict(zip(names, indexed(tmp_path, [2] * len(names)), strict=True))
     data = bytearray(paths["bytes"].read_bytes())
-    data[damage.header_of(paths["bytes"], "00002.cls") + 512 + 20] ^= 1  # padding: no structure, no image
+    data[damage.header_of(paths["bytes"], "00002.cls") + 512] ^= 1  # another label: no structure, no image
     status = os.stat(paths["bytes"])
     paths["bytes"].write_bytes(data)
     os.utime(paths["bytes"], ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -192,11 +192,11 @@ def test_what_is_not_there_is_refused(words: list[str]) -> None:
     assert "no shard matches" in result.stderr or "data=… is missing" in result.stderr
 
 
-def test_of_several_images_the_one_that_a_run_takes_is_checked(tmp_path: Path) -> None:
+def test_of_several_images_all_that_a_run_may_take_are_checked(tmp_path: Path) -> None:
     good = image_bytes(1)
     members = [("a.png", good), ("a.jpg", b"none"), ("b.png", good), ("b.tif", b"none"), ("c.left.PNG", b"none")]
     report = check(write_tar(tmp_path / "t.tar", members))
-    assert [(one.kind, one.key) for one in report.findings] == [("image", "a"), ("image", "c")]
+    assert [(one.kind, one.key) for one in report.findings] == [("image", "a"), ("image", "b"), ("image", "c")]
 
 
 def test_a_shard_that_is_not_local_is_checked_too_and_one_that_fails_is_a_finding(tmp_path: Path) -> None:
@@ -218,3 +218,31 @@ def test_hostile_names_write_nothing_when_they_are_checked_indexed_and_read(tmp_
     (batch,) = data.examples(0, 4, [ViewSpec(8)])
     assert sorted(batch.keys) == ["../../evil", "/abs/evil", "a/../../up", "good"]
     assert {path.relative_to(folder).parts[0] for path in set(tmp_path.rglob("*")) - before} == {"i"}
+
+
+def test_json_that_is_nested_without_end_is_a_finding(tmp_path: Path) -> None:
+    deep = b"[" * 200_000
+    shard = write_tar(tmp_path / "t.tar", [("a.png", image_bytes(1)), ("a.json", deep)])
+    (tmp_path / "index.json").write_bytes(deep)
+    assert [(one.kind, one.key) for one in check(shard).findings] == [("label", "a"), ("index", None)]
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("sha256", 3), ("sidecar", 3), ("sidecar", None), ("bytes", "3"), ("count", [1]), ("modified", {}), ("name", [1])],
+)
+def test_an_index_of_odd_values_is_a_finding(tmp_path: Path, word: str, value: object) -> None:
+    shard, other = indexed(tmp_path, [2, 2])
+    rows = json.loads((tmp_path / "index.json").read_text())
+    rows["shards"][0][word] = value
+    (tmp_path / "index.json").write_text(json.dumps(rows))
+    (finding,) = check(shard, other).findings
+    assert (finding.kind, Path(finding.shard).name) == ("index", "index.json")
+
+
+def test_a_sample_of_other_bytes_than_its_index_is_not_to_be_indexed_anew(tmp_path: Path) -> None:
+    (shard,) = indexed(tmp_path, [2])
+    damage.hit_image(shard, "00001.png")
+    (advice,) = (one.cause for one in check(shard).findings if one.kind == "index")
+    assert "restore the shard" in advice
+    assert "beside=true" not in advice
