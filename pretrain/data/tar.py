@@ -90,7 +90,10 @@ def is_header(block: bytes) -> bool:
 
 
 def members(
-    read: Callable[[int], bytes], seek: Callable[[int], None] | None = None, start: int = 0
+    read: Callable[[int], bytes],
+    seek: Callable[[int], None] | None = None,
+    start: int = 0,
+    on_zeros: Callable[[int], None] | None = None,
 ) -> Iterator[Member]:
     """The regular files of a tar, in order.
 
@@ -98,19 +101,23 @@ def members(
         read: gives at most so many of the next bytes, b"" at the end.
         seek: passes over so many bytes. If there is none all bytes are read; else only the headers.
         start: the byte of the archive, a header's first, that `read` begins with.
+        on_zeros: is told at which byte blocks of zeros begin that a header follows: an end in the midst.
 
     Raises:
         DamagedTarError: a header's checksum is wrong, or the archive was cut off.
     """
     stream = _Stream(read, seek, start)
-    long_name, pax, ended = None, {}, False
+    long_name, pax, ended, end = None, {}, False, 0
     while header := stream.take(_BLOCK):
         at = stream.offset - len(header)
         if header == _ZERO:
+            end = end if ended else at
             ended = True
             continue
-        ended = False  # an archive may be followed by another
         size = _size_in(header, at)
+        if ended and on_zeros is not None:
+            on_zeros(end)
+        ended = False  # an archive may be followed by another
         kind = header[156:157]
         padded = -(-size // _BLOCK) * _BLOCK
         if kind in b"LKxg":

@@ -1,10 +1,10 @@
 """A shard read as far as it can be: behind a damage, from the next header on.
 
 The index refuses a shard at its first damage (`pretrain/data/tar.py`). Here what lies behind is found too: headers of
-the ustar family name themselves and hold a checksum, so that the next whole one can be searched for, at any byte. An
-image whose bytes hold such a header has lost some of its own, so that its size takes in what follows: it is given up,
-and reading goes on inside. (No checksum is of the members' bytes: an image in which some were changed is only found if
-it cannot be decoded, or by the index's hash.)
+the ustar family name themselves and hold a checksum, so that the next whole one can be searched for, at any byte. A
+member whose bytes hold such a header has lost some of its own, so that its size takes in what follows: it is given up,
+and reading goes on inside. So is one that is not followed by zeros up to the next block. (No checksum is of the members'
+bytes: an image in which some were changed is only found if it cannot be decoded, or by the index's hash.)
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from pretrain.records import UserError
 
 _BLOCK = 512
 _MAGIC_AT = 257
+_ARCHIVES = ("tar", "zip")  # members that may hold headers of their own
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Where an archive is not whole, and why."""
+    """Where an archive is not whole, and why; `member` is the one that it cost."""
 
     byte: int
     cause: str
+    member: Member | None = None
 
 
 @dataclass
@@ -169,32 +171,45 @@ def _salvage(file: IO[bytes], size: int) -> tuple[list[Member], list[Damage]]:
         return [], [Damage(0, "it is empty")]
     found: list[Member] = []
     damages: list[Damage] = []
+    zeros: list[int] = []
     start: int | None = 0
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         while start is not None:
             data.seek(start)
             start = None
             try:
-                for member in members(data.read, start=data.tell()):
+                for member in members(data.read, start=data.tell(), on_zeros=zeros.append):
                     inside = _header_inside(data, member)
                     if inside is not None:
-                        damages.append(Damage(member.offset, f"`{member.name}` has lost bytes: others begin in it"))
+                        cause = f"`{member.name}` has lost bytes: others begin in it"
+                        damages.append(Damage(member.offset, cause, member))
                         start = inside
                         break
-                    if member.offset + member.size <= size:
-                        found.append(member)
+                    if member.offset + member.size > size:
+                        continue  # cut off: the next header is missing
+                    if not _is_padded(data, member):
+                        cause = f"`{member.name}` is damaged: behind it are other bytes than zeros"
+                        damages.append(Damage(member.offset, cause, member))
+                    found.append(member)
             except DamagedTarError as damage:
                 if all(damage.byte != one.byte for one in damages):
                     damages.append(Damage(damage.byte, str(damage)))
                 start = _next_header(data, damage.byte + 1, size)
+    damages += [Damage(byte, f"zeros at byte {byte}, where other readers stop, and more behind them") for byte in zeros]
     return found, damages
 
 
 def _header_inside(data: mmap.mmap, member: Member) -> int | None:
-    """Where another member begins in the bytes of one that cannot hold any, since it is an image or is cut off."""
+    """Where another member begins in the bytes of one that cannot hold any, since it is no archive or is cut off."""
     end = member.offset + -(-member.size // _BLOCK) * _BLOCK
-    is_image = member.name.rpartition(".")[2].lower() in IMAGES
-    return _next_header(data, member.offset, min(end, len(data))) if is_image or end > len(data) else None
+    is_archive = member.name.rpartition(".")[2].lower() in _ARCHIVES
+    return None if is_archive and end <= len(data) else _next_header(data, member.offset, min(end, len(data)))
+
+
+def _is_padded(data: mmap.mmap, member: Member) -> bool:
+    """Whether zeros follow a member up to the next block."""
+    end = member.offset + member.size
+    return not any(data[end : end + -member.size % _BLOCK])
 
 
 def _next_header(data: mmap.mmap, start: int, stop: int) -> int | None:
@@ -209,12 +224,16 @@ def _next_header(data: mmap.mmap, start: int, stop: int) -> int | None:
 
 
 def _mark_incomplete(contents: list[Content], damages: list[Damage]) -> None:
-    """Notes the samples beside a damage that lack a member which the shard's samples usually have."""
+    """Notes the samples that lost a member, or that lack one which the shard's samples usually have beside a damage."""
     usual = Counter(frozenset(extension for extension, _ in content.members) for content in contents).most_common(1)
     firsts = [content.members[0][1].offset for content in contents]
     for damage in damages:
         after = bisect_right(firsts, damage.byte)
         for content in contents[max(0, after - 1) : after + 1]:
+            if content.number is None or content.trouble:
+                continue
             missing = usual[0][0] - {extension for extension, _ in content.members}
-            if missing and content.number is not None and not content.trouble:
+            if damage.member is not None and content.key == next((key for key, _ in neighbours([damage.member])), None):
+                content.trouble = f"`{damage.member.name}` of it is damaged"
+            elif missing:
                 content.trouble = f"beside a damage, and without {', '.join(sorted(missing))}: it may be in part lost"
