@@ -17,6 +17,7 @@ ATTEMPTS = 5
 PAUSE = 0.5  # seconds before the second attempt; doubles with each
 
 T = TypeVar("T")
+B = TypeVar("B", bytes, memoryview)
 
 
 class ReadError(OSError):
@@ -63,7 +64,7 @@ class Pace:
     def __init__(self) -> None:
         self._bytes, self._seconds = 0, 0.0
 
-    def keep(self, wait: Callable[[], bytes]) -> bytes:
+    def keep(self, wait: Callable[[], B]) -> B:
         """What `wait` returns.
 
         Raises:
