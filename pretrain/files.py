@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,31 +12,38 @@ from pathlib import Path
 
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a file under another name beside its place, flushes it to disk and renames it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f"{path.name}.{_token()}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Fills a new folder beside `target` and puts it in its place, atomically where the system can swap two names."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    if partial.exists():
-        shutil.rmtree(partial)
+    partial = target.with_name(f".{target.name}.{_token()}.tmp")
     partial.mkdir(parents=True)
     try:
         fill(partial)
         if not target.exists():
             os.rename(partial, target)
         elif not _exchange(partial, target):
-            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            old = target.with_name(f".{target.name}.{_token()}.old")
             os.rename(target, old)
             os.rename(partial, target)
             shutil.rmtree(old)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # after an exchange, the folder that was there before
+
+
+def _token() -> str:
+    """In names of files that another machine may write at the same moment, in a process of the same number."""
+    return secrets.token_hex(6)
 
 
 def _exchange(one: Path, other: Path) -> bool:

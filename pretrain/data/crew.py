@@ -152,6 +152,14 @@ def _serve(connection: Connection, prefix: str, access: Access) -> None:
     with Claims() as claims:
         while True:
             try:
-                connection.send(_attempt(connection.recv(), claims, prefix, access))
+                job = connection.recv()
             except (EOFError, OSError):
+                return
+            try:
+                result = _attempt(job, claims, prefix, access)
+            except Exception as fault:  # whatever it is: it is to be said of which shard
+                result = f"`{job[0]}` cannot be indexed: {type(fault).__name__}: {fault}"
+            try:
+                connection.send(result)
+            except OSError:
                 return

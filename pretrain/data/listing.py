@@ -24,7 +24,7 @@ from pretrain.files import replace_file
 log = logging.getLogger(__name__)
 
 _FORMAT = 2  # 1 listed sidecars of an older version: its shards are scanned again, into the cache
-_ROW = {"name", "count", "bytes", "sha256", "modified", "sidecar"}  # of a shard in index.json
+_ROW = {"name": str, "count": int, "bytes": int, "sha256": str, "modified": int, "sidecar": str}  # in index.json
 _COLUMNS = ("count", "bytes", "sha256", "modified", "sidecar")  # of a table in the cache, in the order of its list
 
 
@@ -89,13 +89,17 @@ def rows_of(folder: Path) -> tuple[dict[str, dict[str, Any]], bool]:
     """(the shards that a folder's `index.json` lists, by name; whether it is ours, or not there at all)."""
     try:
         content = json.loads((folder / "index.json").read_bytes())
-        rows = {row["name"]: row for row in content["shards"] if row.keys() >= _ROW}
+        rows = {row["name"]: row for row in content["shards"] if _is_row(row)}
         ours = content.get("format") in (1, _FORMAT) and len(rows) == len(content["shards"])
         return rows if content.get("format") == _FORMAT else {}, ours
     except FileNotFoundError:
         return {}, True
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # somebody else's
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # somebody else's
         return {}, False
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and all(type(row.get(name)) is kind for name, kind in _ROW.items())
 
 
 def cache_folder(index_dir: str | None) -> Path:
@@ -150,7 +154,7 @@ def _read_table(folder: Path, urls: Sequence[str]) -> list[list[Any]] | None:
     try:
         content = json.loads(_table(folder, urls).read_bytes())
         columns = [content[name] for name in _COLUMNS] if content["format"] == _FORMAT else []
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return columns if columns and all(len(column) == len(urls) for column in columns) else None
 

@@ -1,8 +1,8 @@
 """How long a source is waited for, and how often it is asked again.
 
 What cannot be read now may be read a moment later: it is tried again with growing pauses, and then reported. Two rules
-keep a source from holding a run for ever: it must send a byte every 30 s, and, counted over one read, 10 kB/s once
-30 s are over.
+keep a source from holding a run for ever: it must send a byte every 30 s, and, counted over one answer (its head
+included), 10 kB/s once 30 s are over.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ ATTEMPTS = 5
 PAUSE = 0.5  # seconds before the second attempt; doubles with each
 
 T = TypeVar("T")
+B = TypeVar("B", bytes, memoryview)
 
 
 class ReadError(OSError):
@@ -63,7 +64,7 @@ class Pace:
     def __init__(self) -> None:
         self._bytes, self._seconds = 0, 0.0
 
-    def keep(self, wait: Callable[[], bytes]) -> bytes:
+    def keep(self, wait: Callable[[], B]) -> B:
         """What `wait` returns.
 
         Raises:

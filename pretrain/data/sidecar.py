@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from pretrain.problem import UserError
 
 _MAGIC = b"PRTIDX2\n"
 _START = 1024  # bytes, more than most headers have
+_HEADER = {"url": str, "bytes": int, "sha256": str, "count": int, "members": int}
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,45 @@ class Sidecar:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int] | None:
-    """A sidecar's header and where its arrays begin, None if it is of another version."""
+    """A sidecar's header and where its arrays begin, None if it is of another version.
+
+    Raises:
+        UserError: it is damaged: the header says nothing, or not as many bytes follow as it says.
+    """
     with open(path, "rb") as file:
-        start = file.read(_START)
+        start, size = file.read(_START), os.fstat(file.fileno()).st_size
         if start[: len(_MAGIC)] != _MAGIC:
             return None
-        (length,) = struct.unpack_from("<q", start, len(_MAGIC))
-        at = len(_MAGIC) + 8
-        text = start[at : at + length]
-        header: dict[str, Any] = json.loads(text + file.read(length - len(text)))
-        return header, at + length
+        try:
+            (length,) = struct.unpack_from("<q", start, len(_MAGIC))
+            at = len(_MAGIC) + 8
+            if 0 < length <= size - at:
+                text = start[at : at + length]
+                header: dict[str, Any] = json.loads(text + file.read(length - len(text)))
+                if _is_header(header) and _bytes_after(file, at + length, header) == size - at - length:
+                    return header, at + length
+        except (struct.error, ValueError, RecursionError):
+            pass
+    raise UserError(f"`{path}` is damaged: delete it, and it is built again")
+
+
+def _is_header(header: Any) -> bool:
+    return (
+        isinstance(header, dict)
+        and all(type(header.get(name)) is kind for name, kind in _HEADER.items())
+        and (header.get("modified") is None or type(header["modified"]) is int)
+        and header["count"] >= 0
+        and header["members"] >= 0
+    )
+
+
+def _bytes_after(file: IO[bytes], at: int, header: dict[str, Any]) -> int:
+    """How many bytes the arrays, which begin at byte `at`, and the keys have. The last number is that of the keys."""
+    arrays = 16 * header["count"] + 24 * header["members"]
+    if not header["count"]:
+        return arrays
+    last = os.pread(file.fileno(), 8, at + arrays - 8) if at + arrays < 1 << 63 else b""
+    return arrays + int(struct.unpack("<q", last)[0])
 
 
 def describe_shard(path: Path) -> Shard | None:
@@ -110,10 +140,10 @@ def describe_shard(path: Path) -> Shard | None:
 
 
 def from_sidecar(url: str, sidecar: Path) -> Shard | None:
-    """A shard by its sidecar, None if there is none, or it is of another version or of another file."""
+    """A shard by its sidecar, None if there is none, or it is damaged, of another version or of another file."""
     try:
         found = read_header(sidecar)
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
         return None
     if found is None or found[0]["url"] != url or found[0]["modified"] != modified(url):
         return None

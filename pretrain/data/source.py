@@ -91,13 +91,27 @@ def expand(
         found, lines = _expand_one(pattern, words, allow_pipe, prefix, access)
         shards += found
         mistakes += lines
-    places = [os.path.realpath(shard) if is_local(shard) else shard for shard in shards]
+    places = _places(shards)
     often = {place for place, count in Counter(places).items() if count > 1}
     repeated = sorted({shard for shard, place in zip(shards, places, strict=True) if place in often})
     mistakes += [
         f"`{shard}` is listed more than once, so its samples would be seen twice an epoch" for shard in repeated
     ]
     return shards, mistakes
+
+
+def _places(shards: Sequence[str]) -> list[str]:
+    """The shards, local ones by the file that they are, whatever links lead there."""
+    folders: dict[str, str] = {}  # to resolve each once is a tenth of the work
+    places = []
+    for shard in shards:
+        if is_local(shard):
+            folder, name = os.path.split(shard)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            shard = os.path.realpath(shard) if os.path.islink(shard) else os.path.join(folders[folder], name)
+        places.append(shard)
+    return places
 
 
 def _expand_one(
@@ -271,8 +285,10 @@ class Reader:
                     return os.dup(self._files[shard].fileno())
             file = open(shard, "rb") if is_local(shard) else _spool(shard)  # noqa: SIM115
             try:
+                if not is_local(shard):
+                    _refuse_cut(os.fstat(file.fileno()).st_size, size)
                 _refuse_size(shard, os.fstat(file.fileno()).st_size, size)
-            except ReadError:
+            except OSError:
                 file.close()
                 raise
             with self._lock:
@@ -294,6 +310,15 @@ def _spool(shard: str) -> IO[bytes]:
         file.close()
         raise
     return file
+
+
+def _refuse_cut(actual: int, size: int) -> None:
+    """Fewer bytes than there were, from a source that does not say how many there are: it may be asked again."""
+    if actual < size:
+        raise OSError(
+            f"{actual} bytes came of the {size} that it had when it was indexed: either they were cut off each time, "
+            "or it changed since: then delete its index in data.index_dir (or ~/.cache/pretrain/index)"
+        )
 
 
 def _refuse_size(shard: str, actual: int | None, size: int) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 _BLOCK = 512
 _ZERO = bytes(_BLOCK)
 _CHUNK = 1 << 20
+_DIGITS = 20  # no number has more: 2^64 is of 20
 _REGULAR = (b"0", b"\0", b"7")
 _LINKS = (b"1", b"2")  # hard and symbolic
 _WITHOUT_DATA = (b"3", b"4", b"5", b"6")  # devices, folders, pipes
@@ -129,7 +130,10 @@ def members(
             elif kind == b"x":
                 pax = _pax_records(body[:size], at)
             continue
-        size = int(pax["size"]) if pax.get("size", "").isdecimal() else size
+        if (stated := pax.get("size", "")).isdecimal():
+            if len(stated) > _DIGITS:
+                raise DamagedTarError(f"the extended header at byte {at} states a size of {len(stated)} digits", at)
+            size = int(stated)
         padded = -(-size // _BLOCK) * _BLOCK
         name = pax.get("path") or long_name or _name_in(header)
         offset = stream.offset
@@ -188,7 +192,7 @@ def _pax_records(body: bytes, at: int) -> dict[str, str]:
     """The `length key=value` records of a pax header."""
     records = {}
     while body:
-        match = re.match(rb"(\d+) ([^=]+)=", body)
+        match = re.match(rb"(\d{1,%d}) ([^=]+)=" % _DIGITS, body)
         length = int(match[1]) if match else 0
         if match is None or not match.end() < length <= len(body):
             raise DamagedTarError(f"the extended header at byte {at} is damaged", at)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import functools
 import http.client
+import io
 import re
 import ssl
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, IncompleteRead, LocationValueError, ProtocolError
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, IncompleteRead, ProtocolError
 
 from pretrain.data import patience
 
@@ -49,8 +52,8 @@ def read_range(url: str, start: int, stop: int) -> tuple[bytes, int | None] | No
     with _opened(url, {"Range": f"bytes={start}-{stop - 1}"}) as response:
         if response.status != 206:
             return None
-        content = response.headers.get("Content-Range", "")
-        if content and content.replace("bytes ", "").partition("-")[0] != str(start):
+        content = response.headers.get("Content-Range", "no Content-Range")
+        if not re.match(rf"bytes[ =]{start}-{stop - 1}(/|$)", content.strip()):
             raise OSError(f"the server answered with {content} where bytes {start}-{stop - 1} were asked for")
         read, parts, left = _body(response), [], stop - start
         while left > 0 and (part := read(left)):
@@ -95,8 +98,6 @@ def _opened(url: str, headers: dict[str, str] | None = None) -> Iterator[urllib3
             if not response.closed:
                 response.close()
             response.release_conn()
-    except LocationValueError as failure:
-        raise patience.RefusedError(str(failure)) from failure
     except HTTPError as failure:
         raise OSError(_reason(failure)) from failure
 
@@ -117,17 +118,19 @@ def _ask(url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         )
 
     try:
-        return ask()
-    except ProtocolError as failure:  # before any answer: most likely an idle connection that the server had closed
-        if not isinstance(failure.args[-1], http.client.RemoteDisconnected | ConnectionError):
-            raise
-        return ask()
+        try:
+            return ask()
+        except ProtocolError as failure:  # before any answer: most likely an idle connection that the server had closed
+            if not isinstance(failure.args[-1], http.client.RemoteDisconnected | ConnectionError):
+                raise
+            return ask()
+    except ValueError as failure:
+        raise patience.RefusedError(f"it is no address, or redirects to what is none ({failure})") from failure
 
 
 def _body(response: urllib3.BaseHTTPResponse) -> Callable[[int], bytes]:
-    """Reads what has come, at the least pace. A connection that is cut is an error, not an end."""
-    pace = patience.Pace()
-    return lambda size: pace.keep(lambda: response.read1(min(size, _PIECE)))
+    """Reads what has come. A connection that is cut is an error, not an end."""
+    return lambda size: response.read1(min(size, _PIECE))
 
 
 def _status(response: urllib3.BaseHTTPResponse) -> str:
@@ -154,6 +157,12 @@ def _proxy(url: str) -> str | None:
 
 @functools.cache
 def _pool(proxy: str | None) -> urllib3.PoolManager:
+    manager = _manager(proxy)
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+    return manager
+
+
+def _manager(proxy: str | None) -> urllib3.PoolManager:
     context = ssl.create_default_context()  # the system's certificates, or those of SSL_CERT_FILE
     if proxy is None:
         return urllib3.PoolManager(maxsize=_CONNECTIONS, ssl_context=context)
@@ -161,3 +170,47 @@ def _pool(proxy: str | None) -> urllib3.PoolManager:
     who = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
     headers = urllib3.make_headers(proxy_basic_auth=who)
     return urllib3.ProxyManager(proxy, maxsize=_CONNECTIONS, ssl_context=context, proxy_headers=headers)
+
+
+class _Paced(io.RawIOBase):
+    """What a socket receives for one answer, head and all, at the least pace.
+
+    The socket's own timeout ends one wait only: a server that sends a byte of a header, or of a chunk's size, now and
+    then would hold its reader for ever.
+    """
+
+    def __init__(self, socket: io.RawIOBase) -> None:
+        self._socket, self._pace = socket, patience.Pace()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with memoryview(buffer) as view:
+            return len(self._pace.keep(lambda: view[: self._socket.readinto(view)]))  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fp = io.BufferedReader(_Paced(self.fp.detach()))
+
+
+class _Connection(HTTPConnection):
+    response_class = _Answer
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _Answer
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection

@@ -46,7 +46,36 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        self._serve(mode, name, count)
+        if mode == "astray":
+            self.send_response(302)
+            self.send_header("Location", "http://[bad")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif mode in ("head", "chunk"):
+            self._drip(mode)
+        elif mode == "endless":
+            self._close_early(name, count)
+        else:
+            self._serve(mode, name, count)
+
+    def _drip(self, mode: str) -> None:
+        """A header, or the size of a chunk, that never ends: a byte now and then."""
+        begin = "X-Slow: " if mode == "head" else "Transfer-Encoding: chunked\r\n\r\n1;"
+        status = (
+            "HTTP/1.1 206 P\r\nContent-Range: bytes 0-4999/5000" if self.headers.get("Range") else "HTTP/1.1 200 OK"
+        )
+        self.wfile.write(f"{status}\r\n{begin}".encode())
+        while True:  # until the client hangs up
+            self.wfile.write(b"x")
+            time.sleep(0.02)
+
+    def _close_early(self, name: str, count: int) -> None:
+        """The whole, which ends where the connection does: too early the first two times."""
+        data = (self.folder / name).read_bytes()
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if count < 3 else data)
 
     def _serve(self, mode: str, name: str, count: int) -> None:
         data = (self.folder / name).read_bytes()
@@ -56,7 +85,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if mode == "elsewhere" and count % 2:
                 start, stop = start + 1, stop + 1
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{stop}/{len(data)}")
+            stop = min(stop, 9) if mode == "short" else stop
+            if mode != "unnamed":
+                self.send_header("Content-Range", f"bytes {start}-{stop}/{len(data)}")
             data = data[start : stop + 1]
         else:
             self.send_response(200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data import claim, crew, index, listing, sidecar
+from pretrain.data import claim, crew, index, listing, sidecar, source
 from pretrain.data.claim import Claims
 from pretrain.data.index import Index, open_index
 from pretrain.problem import UserError
@@ -328,3 +329,20 @@ def test_scanning_needs_no_torch() -> None:
     """A process for each core starts for it."""
     code = "import sys, pretrain.data.crew; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_nobody_foresaw_is_said_of_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that scans goes on with the next shard."""
+    ours, theirs = multiprocessing.Pipe()
+
+    def fail(*_: object) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(crew, "scan", fail)
+    thread = threading.Thread(target=crew._serve, args=(theirs, "data.", source.PLAIN))
+    thread.start()
+    for url in write_shards(tmp_path / "d", [1, 1]):
+        ours.send((url, tmp_path / f"{Path(url).name}.idx"))
+        assert ours.recv() == f"`{url}` cannot be indexed: MemoryError: too large"
+    ours.close()
+    thread.join()

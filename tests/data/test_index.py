@@ -150,3 +150,41 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, prefix: str) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=rf"cannot write the index .* by {re.escape(prefix)}index_dir"):
         open_index(write_shards(tmp_path / "d", [1]), str(tmp_path / "file"), prefix)
+
+
+@pytest.mark.parametrize("damage", ["cut header", "junk", "huge length", "negative length", "cut keys", "odd types"])
+def test_a_damaged_sidecar_is_built_again(tmp_path: Path, scans: list[str], damage: str) -> None:
+    paths = write_shards(tmp_path / "d", [3])
+    opened = open_index(paths, str(tmp_path / "i"))
+    file = opened.shards[0].sidecar
+    data = file.read_bytes()
+    file.write_bytes(
+        {
+            "cut header": data[:12],
+            "junk": data[:16] + b"?" * (len(data) - 16),
+            "huge length": data[:8] + (1 << 62).to_bytes(8, "little") + data[16:],
+            "negative length": data[:8] + b"\xff" * 8 + data[16:],
+            "cut keys": data[:-3],
+            "odd types": data.replace(b'"count": 3', b'"count":"3'),
+        }[damage]
+    )
+    with pytest.raises(UserError, match=r"\.idx` is damaged: delete it, and it is built again"):
+        opened.key(0, 2)
+    (tmp_path / "i" / "lists").rename(tmp_path / "gone")
+    scans.clear()
+    assert open_index(paths, str(tmp_path / "i")).key(0, 2) == "00002"
+    assert scans == ["s-000000.tar"]
+    assert file.read_bytes() == data
+
+
+def test_an_index_json_of_odd_types_is_ignored(tmp_path: Path) -> None:
+    paths = write_shards(tmp_path / "d", [2])
+    index.write_index(tmp_path / "d", [sidecar.scan(paths[0], Path(f"{paths[0]}.idx"))])
+    path = tmp_path / "d" / "index.json"
+    content = json.loads(path.read_text())
+    for odd in ({"sidecar": 5}, {"sha256": 5}, {"name": ["x"]}, {"count": "2"}, {"modified": None}):
+        path.write_text(json.dumps(content | {"shards": [content["shards"][0] | odd]}))
+        assert open_index(paths, str(tmp_path / "i")).counts == [2], odd
+        assert not index.owns_index(tmp_path / "d")
+    path.write_text("[" * 100_000)
+    assert open_index(paths, str(tmp_path / "i")).counts == [2]

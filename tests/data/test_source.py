@@ -78,7 +78,8 @@ def test_http_shards_are_indexed_and_read(server: str, tmp_path: Path, mode: str
 
 
 FAULTS = [("missing", "404", 1), ("forbidden", "403", 1), ("cut", "too early", 3), ("stall", "timed out", 3)]
-FAULTS += [("trickle", "bytes came in", 3), ("flaky", "503", 2)]
+FAULTS += [("trickle", "bytes came in", 3), ("head", "bytes came in", 2), ("chunk", "bytes came in", 2)]
+FAULTS += [("flaky", "503", 2), ("astray", "redirects to what is none", 1)]
 
 
 @pytest.mark.parametrize(("mode", "message", "attempts"), FAULTS)
@@ -117,6 +118,33 @@ def test_a_dying_server_ends_an_epoch_with_its_address(
             pass
 
 
+@pytest.mark.parametrize(
+    ("mode", "message"), [("unnamed", "no Content-Range where bytes 0-99 were"), ("short", "bytes 0-9/")]
+)
+def test_a_part_that_is_not_stated_to_be_the_one_asked_for_is_not_believed(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, message: str
+) -> None:
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    size = (tmp_path / "served" / "s-000000.tar").stat().st_size
+    with pytest.raises(ReadError, match=message):
+        Reader().read(f"{served[0]}/{mode}/s-000000.tar", 0, 100, size)
+
+
+def test_a_whole_answer_that_was_cut_is_asked_for_again(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server says no length, only the index tells; if it stays so, either may be wrong."""
+    server, handler = served
+    data, reader = (tmp_path / "served" / "s-000000.tar").read_bytes(), Reader()
+    assert reader.read(f"{server}/endless/s-000000.tar", 9, 99, len(data)) == data[9:99]
+    reader.close()
+    monkeypatch.setattr(patience, "ATTEMPTS", 3)
+    handler.asked.clear()
+    with pytest.raises(ReadError, match="either they were cut off each time, or it changed since"):
+        Reader().read(f"{server}/endless/s-000000.tar", 9, 99, len(data) + 1)
+    assert len(handler.asked) > 3
+
+
 def test_connections_are_used_again(served: Served, tmp_path: Path) -> None:
     server, handler = served
     size, reader = (tmp_path / "served" / "s-000000.tar").stat().st_size, Reader()
@@ -147,6 +175,7 @@ def test_proxies_of_the_environment_are_used(served: Served, tmp_path: Path, mon
             seen.append(self.path)
             self.send_response(206)
             self.send_header("Content-Length", "5")
+            self.send_header("Content-Range", f"bytes 0-4/{len(data)}")
             self.end_headers()
             self.wfile.write(data[:5])
 

@@ -102,3 +102,13 @@ def test_damage_is_found_and_placed(tmp_path: Path, kind: str, message: str) -> 
     data = write_tar(tmp_path / "t.tar", MEMBERS).read_bytes()
     with pytest.raises(DamagedTarError, match=message):
         read(damaged(kind, data))
+
+
+@pytest.mark.parametrize("record", [b"%d size=" % 5100 + b"9" * 5090 + b"\n", b"9" * 5000 + b" size=1\n"])
+def test_numbers_of_thousands_of_digits_are_damage(record: bytes) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    data = info.tobuf(tarfile.USTAR_FORMAT) + record + bytes(-len(record) % 512)
+    data += tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT) + bytes(1024)
+    with pytest.raises(DamagedTarError, match="extended header"):
+        read(data)
