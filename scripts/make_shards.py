@@ -80,14 +80,19 @@ def gathered(a: Arguments) -> dict[str, Gathered]:
     elif a.imagenet is not None and a.images is None:
         images, there, labels = imagenet.find(Path(a.imagenet))
         val = val or there
+    elif a.images is None:
+        raise UserError("images=… is missing: give it, or imagenet=…")
     else:
-        raise UserError("images=… is missing: give it, or imagenet=…, and not both")
+        raise UserError(f"images={a.images} and imagenet={a.imagenet}: give one of the two, not both")
     if a.val_labels is not None:
         labels = Path(a.val_labels)
         if val is None:
             raise UserError(f"val_labels={a.val_labels}: is for val=…, which is missing")
         if not labels.exists():
             raise UserError(f"val_labels={a.val_labels}: there is no such file")
+    for place in (images, val):
+        if place is not None and Path(a.out).resolve().is_relative_to(place.resolve()):
+            raise UserError(f"out={a.out}: lies in `{place}`, whose images are read; choose a folder outside it")
     sets = {a.name: gather(images)}
     if val is None:
         return sets

@@ -6,6 +6,8 @@ with the checksum of each block that is there. Every block is checked whenever i
 disk or a crash left half-written, cut off or changed is simply not there, and is asked for again. The name of a copy is
 made of the shard's address, size and version, so another version has another copy.
 
+A folder that another user filled, or that is mounted read-only, is read and not added to.
+
 `limit` bounds the bytes of all blocks and tables, by a count that is raised before anything is written and counted anew
 when a process begins. The copies read longest ago go first. All of it happens under one lock of the folder.
 """
@@ -23,7 +25,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 _BLOCK = 1 << 16
 _LEAST = 64 << 20  # less is a mistake
 _PATIENCE = 10.0  # seconds to wait for the folder's lock, before something is not kept
+_LEDGER = ".pretrain-cache-count"
 _COUNT = struct.Struct("<q")
 _NAME = re.compile(r"[0-9a-f]{32}-(\d+)\.copy")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -81,7 +84,8 @@ class Cache:
                     ledger.count_anew()
                     ledger.make_room(0, self.limit)
         except OSError as failure:
-            if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+            readable = failure.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and (folder / _LEDGER).is_file()
+            if readable or failure.errno in (errno.ENOSPC, errno.EDQUOT):
                 self._give_up(failure)
                 return
             raise UserError(
@@ -135,7 +139,9 @@ class Cache:
     def _ledger(self, seconds: float) -> Iterator[_Ledger | None]:
         """The count of the folder, while no other thread or process changes it; None if that cannot be had in time."""
         end = time.monotonic() + seconds
-        with self._lock, open(os.open(self.folder / "count", os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        with self._lock, open(os.open(self.folder / _LEDGER, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            if os.fstat(file.fileno()).st_size not in (0, _COUNT.size):
+                raise OSError(errno.EEXIST, f"its {_LEDGER} is not a cache's")
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -224,7 +230,8 @@ class _Copy:
             with open(self.path, "rb", buffering=0) as file:
                 table = self._entries(file.fileno(), first, last)
                 data = memoryview(os.pread(file.fileno(), end - begin, begin)) if table.any() else memoryview(b"")
-                os.utime(file.fileno())
+                with suppress(OSError):  # of another user, or not to be written
+                    os.utime(file.fileno())
         except OSError:  # mostly: there is no such file
             return [None] * (last - first)
         blocks = (data[i * _BLOCK : min((i + 1) * _BLOCK, end - begin)] for i in range(last - first))

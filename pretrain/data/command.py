@@ -28,9 +28,18 @@ def stream(shard: str) -> Iterator[Callable[[int], bytes]]:
         if not select.select([output], [], [], patience.TIMEOUT)[0]:
             raise OSError(f"the command wrote nothing for {patience.TIMEOUT:.0f} s")
         data = output.read(size) or b""
-        if not data and (code := process.wait(patience.TIMEOUT)):
+        if not data and (code := ended()):
             raise OSError(f"the command ended with exit code {code}")
         return data
+
+    def ended() -> int:
+        try:
+            return process.wait(patience.TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise OSError(
+                f"the command closed its output, but did not end within {patience.TIMEOUT:.0f} s, so that whether it "
+                "failed cannot be told"
+            ) from None
 
     try:
         yield lambda size: pace.keep(lambda: wait(size))

@@ -7,6 +7,7 @@ as names, never as paths.
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,13 +68,18 @@ def gather(place: Path) -> Gathered:
     """All images of a folder or an archive. Subfolders, and tars inside, are classes.
 
     Raises:
-        UserError: it is not there, there are none, or a tar is damaged.
+        UserError: it is not there, there are none, a tar is damaged, or there are both tars and other images.
     """
     if place.is_file():
         found = _in_tar(place)
     elif not place.is_dir():
         raise UserError(f"`{place}`: there is no such folder or archive")
     elif archives := sorted(path for path in place.glob("*.tar") if path.is_file()):
+        if image := next((path for path in _files_in(place) if _extension(path.name) in IMAGES), None):
+            raise UserError(
+                f"`{place}`: it holds tars (`{archives[0].name}`) beside images (`{image.relative_to(place)}`), so that "
+                "either could be the classes; move one or the other elsewhere"
+            )
         found = _in_archives([_Archive(str(path), 0, path.stat().st_size, path.stem) for path in archives])
     else:
         found = _in_folder(place)
@@ -174,7 +180,7 @@ def _window(file: int, start: int, stop: int) -> tuple[Callable[[int], bytes], C
 
     def seek(size: int) -> None:
         nonlocal at
-        at += size
+        at = min(at + size, stop)
 
     return read, seek
 
@@ -184,8 +190,9 @@ def _base(name: str) -> str:
 
 
 def _parent(member: Member) -> str | None:
-    folder = _base(member.name.rpartition("/")[0])
-    return None if folder in ("", ".") else folder
+    """The folder that a member lies in, whatever way its name takes there."""
+    folder = posixpath.basename(posixpath.normpath(member.name.rpartition("/")[0]))
+    return None if folder in ("", ".", "..") else folder
 
 
 def _extension(name: str) -> str:

@@ -12,7 +12,7 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,7 @@ def _read(pictures: Sequence[Picture], labels: Path, classes: Sequence[str]) -> 
             return _by_ids(pictures, labels, inside)
     text = labels.read_bytes().decode("utf-8-sig")
     if labels.suffix == ".csv":
-        return _by_name(pictures, labels, _solution(text))
+        return _by_name(pictures, labels, _solution(labels, text))
     rows = [line.split() for line in text.splitlines() if line.strip()]
     if rows and all(len(row) == 2 for row in rows):
         return _by_name(pictures, labels, _numbered(labels, rows, classes))
@@ -117,10 +117,22 @@ def _by_name(pictures: Sequence[Picture], labels: Path, by_stem: Mapping[str, st
     return [by_stem[picture.stem] for picture in pictures]
 
 
-def _solution(text: str) -> dict[str, str]:
+def _solution(labels: Path, text: str) -> dict[str, str]:
     """Kaggle's table: ImageId, and PredictionString, which begins with the synset."""
     rows = csv.DictReader(io.StringIO(text))
-    return {row.get("ImageId") or "": ((row.get("PredictionString") or "").split() or [""])[0] for row in rows}
+    pairs = (
+        (row.get("ImageId") or "", ((row.get("PredictionString") or "").split() or [""])[0]) for row in rows
+    )
+    return _consistent(labels, pairs)
+
+
+def _consistent(labels: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The class of each image, none of which is said to be of two."""
+    classes: dict[str, str] = {}
+    for image, label in pairs:
+        if classes.setdefault(image, label) != label:
+            raise UserError(f"val_labels={labels}: it says that `{image}` is {classes[image]}, and that it is {label}")
+    return classes
 
 
 def _numbered(labels: Path, rows: Sequence[Sequence[str]], classes: Sequence[str]) -> dict[str, str]:
@@ -135,7 +147,7 @@ def _numbered(labels: Path, rows: Sequence[Sequence[str]], classes: Sequence[str
         if (most := max(map(int, values))) >= len(classes):
             raise UserError(f"val_labels={labels}: there is no class {most}, for {len(classes)} are counted from 0")
         values = [classes[int(value)] for value in values]
-    return dict(zip(stems, values, strict=True))
+    return _consistent(labels, zip(stems, values, strict=True))
 
 
 def _by_ids(pictures: Sequence[Picture], labels: Path, read: Names, ids: list[int] | None = None) -> list[str]:

@@ -295,3 +295,33 @@ def test_a_run_reads_through_it(server: tuple[str, type[Handler]], tmp_path: Pat
     assert len(next(iter(stream))) == 16
     assert stream.index.access.cache.limit == 10**9
     assert on_disk(tmp_path / "c") > 0
+
+
+def test_a_folder_with_files_of_the_users_own_keeps_them(tmp_path: Path) -> None:
+    (tmp_path / "count").write_text("my own notes")
+    whole(Cache(tmp_path, 25 * BLOCK))
+    assert (tmp_path / "count").read_text() == "my own notes"
+    (tmp_path / ".pretrain-cache-count").write_text("somebody else's")
+    with pytest.raises(UserError, match="is not a cache's"):
+        Cache(tmp_path, 25 * BLOCK)
+    assert (tmp_path / ".pretrain-cache-count").read_text() == "somebody else's"
+
+
+def test_what_another_user_filled_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the times of its files nor its count can be changed."""
+    whole(Cache(tmp_path, 25 * BLOCK))
+    opening = os.open
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    def read_only(path: str, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return opening(path, flags, *mode)
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(os, "open", read_only)
+    cache = Cache(tmp_path, 25 * BLOCK)
+    assert whole(cache) == 0
+    assert whole(cache, "b") > 0

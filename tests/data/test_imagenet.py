@@ -14,7 +14,9 @@ import pytest
 import webdataset
 from scipy.io import savemat
 
+from pretrain.data import imagenet
 from pretrain.data.gather import Picture
+from pretrain.problem import UserError
 from tests.data.shards import image_bytes
 from tests.scripts import run_script
 
@@ -356,3 +358,16 @@ def test_stopped_in_the_second_set_it_goes_on(tmp_path: Path, monkeypatch: pytes
     assert {path: path.stat().st_mtime_ns for path in out.glob("train-*.tar")} == train
     assert content(out) == EXPECTED
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("LOC_val_solution.csv", "ImageId,PredictionString\na,n01 1 2 3 4\na,n01 5 6 7 8\na,n02 1 2 3 4\n"),
+        ("val.txt", "a.JPEG n01\na.JPEG n02\n"),
+    ],
+)
+def test_labels_that_contradict_one_another_are_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="says that `a` is n01, and that it is n02"):
+        imagenet.labelled([Picture("x", 0, 1, "a.JPEG", None)], tmp_path / name, ["n01", "n02"])

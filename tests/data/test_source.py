@@ -215,7 +215,10 @@ def test_pipes_are_read_once_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "ran\n" * 2  # to index it, and to read it
 
 
-@pytest.mark.parametrize(("command", "message"), [("exit 3", "exit code 3"), ("sleep 5", "wrote nothing for")])
+FAILING = [("exit 3", "exit code 3"), ("sleep 5", "wrote nothing for"), ("exec >&-; sleep 5", "closed its output, but")]
+
+
+@pytest.mark.parametrize(("command", "message"), FAILING)
 def test_failing_pipes_end_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:

@@ -15,10 +15,11 @@ import webdataset
 from PIL import Image
 
 from pretrain.data import crew
+from pretrain.data.gather import gather
 from pretrain.data.index import open_index
 from pretrain.data.write import write_shards
 from pretrain.records import UserError
-from tests.data.shards import image_bytes
+from tests.data.shards import image_bytes, write_tar
 from tests.scripts import FOLDER, run_script
 
 
@@ -212,3 +213,37 @@ def test_another_call_does_not_touch_what_a_killed_one_left(tmp_path: Path) -> N
     with pytest.raises(UserError, match="already holds 1 shards"):
         write_shards(tmp_path, "train", [("0", 0)], lambda number: {"png": image_bytes(number)}, 1)
     assert (tmp_path / "train-000000.tar").read_bytes() == b"somebody's"
+
+
+def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
+    images = folder_of({"n01/0.png": 0, "n02/1.png": 1}, tmp_path / "images")
+    write_tar(images / "n03.tar", [("2.png", image_bytes(2))])
+    with pytest.raises(UserError, match=r"`n03.tar`.*`n0[12]/\d.png`"):
+        gather(images)
+    plain = folder_of({"0.png": 0}, tmp_path / "plain")
+    for out in (plain, plain / "shards"):
+        refused = make_shards(f"images={plain}", f"out={out}")
+        assert refused.returncode == 1
+        assert f"out={out}: lies in `{plain}`" in refused.stderr
+    assert sorted(path.name for path in plain.iterdir()) == ["0.png"]
+    both = make_shards(f"images={plain}", f"imagenet={plain}", f"out={tmp_path / 'out'}")
+    assert "not both" in both.stderr
+
+
+def test_the_class_of_a_member_is_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+    names = ["n01/0.png", "n01/../n02/1.png", "n01/x/../2.png", "./n03/./3.png"]
+    path = write_tar(tmp_path / "a.tar", [(name, image_bytes(0)) for name in names])
+    assert [picture.label for picture in gather(path).pictures] == ["n01", "n02", "n01", "n03"]
+    path = write_tar(tmp_path / "b.tar", [("n01/../0.png", image_bytes(0))])
+    assert [picture.label for picture in gather(path).pictures] == [None]
+
+
+def test_a_size_beyond_the_archive_is_damage(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("n01/0.png", image_bytes(0))])
+    data = bytearray(path.read_bytes())
+    data[124:136] = (0x80 << 88 | 1 << 70).to_bytes(12, "big")
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="`.*a.tar` is no whole tar"):
+        gather(path)
