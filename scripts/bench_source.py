@@ -209,7 +209,9 @@ def compare(a: Arguments, folder: Path, names: list[str]) -> dict[str, Any]:
         local = open_shards(str(folder / "shards"), str(folder / "index"), prefix="")
         remote = open_shards([f"{server}/{name}" for name in names], str(folder / "index"), prefix="")
         if local.num_samples <= a.batch:
-            raise UserError(f"{local.num_samples} samples are no two batches of {a.batch}: raise copies, or lower batch")
+            raise UserError(
+                f"{local.num_samples} samples are no two batches of {a.batch}: raise copies, or lower batch"
+            )
         ask(f"{server}/latency/{a.latency}")
         for work in (supply, rate):
             cached = Index(remote.shards, source.access_of(None, str(folder / f"{work.__name__}-cache"), "1TB"))

@@ -77,8 +77,8 @@ def gather(place: Path) -> Gathered:
     elif archives := sorted(path for path in place.glob("*.tar") if path.is_file()):
         if image := next((path for path in _files_in(place) if _extension(path.name) in IMAGES), None):
             raise UserError(
-                f"`{place}`: it holds tars (`{archives[0].name}`) beside images (`{image.relative_to(place)}`), so that "
-                "either could be the classes; move one or the other elsewhere"
+                f"`{place}`: it holds tars (`{archives[0].name}`) beside images (`{image.relative_to(place)}`), so "
+                "that either could be the classes; move one or the other elsewhere"
             )
         found = _in_archives([_Archive(str(path), 0, path.stat().st_size, path.stem) for path in archives])
     else:

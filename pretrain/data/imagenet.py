@@ -120,9 +120,7 @@ def _by_name(pictures: Sequence[Picture], labels: Path, by_stem: Mapping[str, st
 def _solution(labels: Path, text: str) -> dict[str, str]:
     """Kaggle's table: ImageId, and PredictionString, which begins with the synset."""
     rows = csv.DictReader(io.StringIO(text))
-    pairs = (
-        (row.get("ImageId") or "", ((row.get("PredictionString") or "").split() or [""])[0]) for row in rows
-    )
+    pairs = ((row.get("ImageId") or "", ((row.get("PredictionString") or "").split() or [""])[0]) for row in rows)
     return _consistent(labels, pairs)
 
 

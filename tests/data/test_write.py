@@ -218,7 +218,7 @@ def test_another_call_does_not_touch_what_a_killed_one_left(tmp_path: Path) -> N
 def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
     images = folder_of({"n01/0.png": 0, "n02/1.png": 1}, tmp_path / "images")
     write_tar(images / "n03.tar", [("2.png", image_bytes(2))])
-    with pytest.raises(UserError, match=r"`n03.tar`.*`n0[12]/\d.png`"):
+    with pytest.raises(UserError, match=r"`n03\.tar`.*`n0[12]/\d.png`"):
         gather(images)
     plain = folder_of({"0.png": 0}, tmp_path / "plain")
     for out in (plain, plain / "shards"):
@@ -245,5 +245,5 @@ def test_a_size_beyond_the_archive_is_damage(tmp_path: Path) -> None:
     data[148:156] = b" " * 8
     data[148:156] = b"%06o\0 " % sum(data[:512])
     path.write_bytes(data)
-    with pytest.raises(UserError, match="`.*a.tar` is no whole tar"):
+    with pytest.raises(UserError, match=r"a\.tar` is no whole tar"):
         gather(path)
