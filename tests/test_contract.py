@@ -225,7 +225,7 @@ def test_after_pretraining_it_has_the_same_weights(encoder: Encoder) -> None:
         ("vit_base", ["objective.view.size=36"], "a view of 36×36 pixels cannot be cut into mask units of 8"),
         ("hiera_tiny", ["objective.view.size=36"], "a view of 36×36 pixels cannot be cut into mask units of 8"),
         ("hiera_tiny", ["encoder.img_size=8"], "is a single mask unit: nothing can be hidden"),
-        ("hiera_tiny", ["encoder.in_chans=4"], r"images have 3 channels .*, but `encoder\.in_chans` is 4"),
+        ("hiera_tiny", ["encoder.in_chans=4"], r"images have 3 channels, but `encoder\.in_chans` is 4"),
     ],
 )
 def test_pairs_that_cannot_work_say_why_before_anything_is_built(encoder: str, extra: list[str], reason: str) -> None:
