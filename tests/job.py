@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from pretrain import build
 from pretrain.config import check
 from pretrain.overrides import composed
 from tests.data.shards import write_shards
+from tests.program import Program
 
 SMALL = [
     "+experiment=mae_digits",
@@ -94,10 +93,9 @@ class Job:
         run.fit()
         return run
 
-    def start(self, *extra: str) -> subprocess.Popen[str]:
+    def start(self, *extra: str, session: bool = False) -> Program:
         """Trains in a process of its own."""
-        command = [sys.executable, "-m", "pretrain", *self.overrides(*extra)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.tmp)
+        return Program(self.overrides(*extra), self.tmp, session=session)
 
     def rows(self) -> list[dict[str, Any]]:
         """The journal."""
