@@ -1,0 +1,57 @@
+"""Faults of one rank, planted in a run by a callback of its configuration."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import time
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pretrain.callback.step import Context
+
+Kind = Literal["nan", "killed", "reader", "raises", "hangs"]
+
+
+class Fault(Callback):
+    """Does something bad on one rank when it begins a step.
+
+    Args:
+        context: of the run.
+        kind: `nan` images; the process `killed`; its `reader` killed; an exception `raises`; it `hangs`.
+        rank: which one.
+        step: the steps done before, the first that it is for.
+        count: of steps.
+    """
+
+    def __init__(self, context: Context, kind: Kind, rank: int, step: int, count: int = 1) -> None:
+        self.context = context
+        self.kind = kind
+        self.rank = rank
+        self.steps = range(step, step + count)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.context.rank != self.rank or self.context.state.step not in self.steps:
+            return
+        if self.kind == "nan":
+            for view in batch.views:
+                view.fill_(math.nan)
+        elif self.kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.kind == "reader":
+            for reader in multiprocessing.active_children():
+                os.kill(reader.pid or 0, signal.SIGKILL)
+        elif self.kind == "raises":
+            raise ZeroDivisionError("planted")
+        else:
+            time.sleep(1000)
+
+
+def planted(kind: Kind, rank: int, step: int, count: int = 1) -> list[str]:
+    """The overrides that plant it."""
+    node = {"_target_": "tests.faults.Fault", "_partial_": "true", "kind": kind, "rank": rank, "step": step}
+    words = [f"+callback.fault.{name}={value}" for name, value in {**node, "count": count}.items()]
+    return ["allow_targets=[tests.faults]", *words]
