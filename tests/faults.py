@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pretrain.callback.step import Context
 
-Kind = Literal["nan", "killed", "reader", "raises", "hangs"]
+Kind = Literal["broken", "killed", "reader", "raises", "hangs"]
 
 
 class Fault(Callback):
@@ -21,7 +21,7 @@ class Fault(Callback):
 
     Args:
         context: of the run.
-        kind: `nan` images; the process `killed`; its `reader` killed; an exception `raises`; it `hangs`.
+        kind: `broken` images, of nan; the process `killed`; its `reader` killed; an exception `raises`; it `hangs`.
         rank: which one.
         step: the steps done before, the first that it is for.
         count: of steps.
@@ -36,7 +36,7 @@ class Fault(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.context.rank != self.rank or self.context.state.step not in self.steps:
             return
-        if self.kind == "nan":
+        if self.kind == "broken":
             for view in batch.views:
                 view.fill_(math.nan)
         elif self.kind == "killed":

@@ -24,7 +24,7 @@ KINDS = {"mae": [], "dino": DINO}
 def test_images_that_are_not_finite_on_one_rank_are_skipped_by_all(job: Job, strategy: str, kind: str) -> None:
     """A run that meets them at its third step ends as one that stopped before it, but for its counters."""
     words = [*KINDS[kind], f"trainer={strategy}", "stop_after_steps=3", "max_steps=12"]
-    ranks.run(job, 2, *words, *planted("nan", rank=1, step=2))
+    ranks.run(job, 2, *words, *planted("broken", rank=1, step=2))
     rows = job.rows()
     assert [row["skipped_steps"] for row in rows] == [0, 0, 1]
     assert rows[-1]["loss"] is None
@@ -48,7 +48,7 @@ def test_images_that_are_not_finite_on_one_rank_are_skipped_by_all(job: Job, str
 
 
 def test_as_many_in_a_row_stop_all_ranks_and_nothing_is_saved(job: Job) -> None:
-    other = ranks.Ranks(job, 2, "trainer=fsdp", "checkpoint.every_steps=1", *planted("nan", rank=1, step=2, count=9))
+    other = ranks.Ranks(job, 2, "trainer=fsdp", "checkpoint.every_steps=1", *planted("broken", rank=1, step=2, count=9))
     said = other.finish()
     assert other.codes == [1, 1], said
     assert "3 steps in a row were skipped" in said[0]
