@@ -1,8 +1,8 @@
 """How long a step takes on paper: what travels, over given links, beside what is computed.
 
-The time of a collective is NCCL's own estimate (src/graph/tuning.cc): a start, a delay for each hop, and bytes over
-bandwidth, for a ring and, where NCCL has one, for a tree; the smaller counts. It is hidden where each phase computes for
-at least as long as it communicates. Nothing here is measured.
+The time of a collective is NCCL's own estimate (its src/graph/tuning.cc): a start, a delay for each hop, and bytes over
+bandwidth, in a ring or, to sum everywhere, a tree; the shorter counts. Communication is hidden where no pass computes
+for a shorter time than it communicates. Nothing here is measured.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pretrain.objective.objective import Objective
 from pretrain.records import Batch
 from pretrain.scaling.profile import MIDWAY
-from pretrain.scaling.shard import mesh_of, shard
 from pretrain.scaling.traffic import Collective, Held, Kind, Spread
+from pretrain.trainer.shard import local, mesh_of, recompute, shard, wait_for_last
+from pretrain.world import World
 
 # torch's messages: what they do, and where their arguments hold the whole and the process group
 _MESSAGES: dict[str, tuple[Kind, int, int]] = {
@@ -42,23 +42,28 @@ class Rehearsal:
     held: Held
 
 
-def rehearse(objective: Objective, spread: Spread, micro_batch: int, accumulation: int) -> Rehearsal:
+def rehearse(
+    objective: Objective, spread: Spread, micro_batch: int, accumulation: int, again: bool = False
+) -> Rehearsal:
     """Spreads an objective and makes an optimizer step as rank 0 of it.
 
     Args:
         objective: without weights; it is of no use afterwards.
         spread: over two ranks at least.
         micro_batch, accumulation: samples at a time, and how often.
+        again: whether units run again in the backward pass.
     """
+    if again:
+        recompute(objective.fsdp_units())
     heard = _Listener(spread.devices)
     with _fake_ranks(spread.ranks), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         network = _spread(objective, spread, fake)
         batch = _batch(objective, micro_batch)
-        dtype = torch.bfloat16 if spread.gathered < spread.stored else torch.float32
+        mixed = _dtype(spread) != torch.float32
         for number in range(accumulation):
             last = number == accumulation - 1
             with heard, _summing(network, last):
-                with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
                     loss = network(batch, MIDWAY).loss
                 loss.backward()
         optimizer = torch.optim.AdamW([one for one in objective.parameters() if one.requires_grad])
@@ -76,12 +81,17 @@ def _fake_ranks(count: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def _dtype(spread: Spread) -> torch.dtype:
+    """Of the matrix products."""
+    return torch.bfloat16 if spread.gathered < spread.stored else torch.float32
+
+
 def _spread(objective: Objective, spread: Spread, fake: FakeTensorMode) -> nn.Module:
     """The objective over fake ranks, with fake weights."""
     if spread.layout != "ddp":
         with _without(fake):
-            mesh = mesh_of(spread.nodes, spread.devices, spread.layout, "cpu")
-            shard(objective, mesh, torch.bfloat16 if spread.gathered < spread.stored else torch.float32)
+            mesh = mesh_of(World(0, spread.ranks, 0, spread.devices), spread.layout, "cpu")
+            shard(objective, mesh, _dtype(spread))
     objective.to_empty(device="cpu").train()
     if spread.layout != "ddp":
         return objective
@@ -112,9 +122,8 @@ def _sum(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
 
 def _summing(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
     """Gradients are summed over nodes, or by DDP at all, after the last micro-batch alone."""
-    if isinstance(network, FSDPModule):
-        network.set_requires_all_reduce(last)
-    elif isinstance(network, DistributedDataParallel) and not last:
+    wait_for_last(network, last)
+    if isinstance(network, DistributedDataParallel) and not last:
         return network.no_sync()  # type: ignore[no-any-return]
     return contextlib.nullcontext()
 
@@ -129,13 +138,14 @@ def _held(objective: Objective, optimizer: torch.optim.Optimizer) -> Held:
     parameters = list(objective.parameters())
     gradients = [one.grad for one in parameters if one.grad is not None]
     states = [one for state in optimizer.state.values() for one in state.values()]
-    return Held(_bytes(parameters), _bytes(gradients), _bytes(one for one in states if one.ndim))  # not the step's number
+    return Held(
+        _bytes(parameters), _bytes(gradients), _bytes(one for one in states if one.ndim)
+    )  # not the step's number
 
 
-def _bytes(tensors: Iterable[Any]) -> int:
+def _bytes(tensors: Iterable[Tensor]) -> int:
     """Of what this rank has of tensors."""
-    parts = (getattr(one, "_local_tensor", one) for one in tensors)
-    return sum(one.numel() * one.element_size() for one in parts)
+    return sum(part.numel() * part.element_size() for part in map(local, tensors))
 
 
 class _Listener(TorchDispatchMode):

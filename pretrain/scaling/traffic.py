@@ -1,9 +1,9 @@
 """What travels between ranks in an optimizer step: the collectives of DDP (Li et al., arXiv 2006.15704) and of FSDP
 (Zhao et al., arXiv 2304.11277), with their bytes.
 
-DDP sums all gradients once a step. FSDP gathers each group's parameters before it runs, in the forward pass and again in
-the backward pass, and sums and parts its gradients, all of it for every micro-batch; in its hybrid form the ranks of a
-node do so among themselves, and nodes sum their parts once a step.
+DDP sums all gradients once a step. FSDP gathers a group's parameters before it runs, in the forward and again in the
+backward pass, and sums and parts its gradients, all of it for every micro-batch; in its hybrid form the ranks of a node
+do so among themselves, and nodes sum their parts once a step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,14 @@ class Spread:
     @property
     def parts(self) -> int:
         """Ranks that a parameter is parted over."""
-        return {"ddp": 1, "hybrid": self.devices, "full": self.ranks}[self.layout]
+        if self.layout == "ddp":
+            return 1
+        return self.devices if self.hybrid else self.ranks
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether nodes hold copies of parts: there must be several nodes, and several ranks in each."""
+        return self.layout == "hybrid" and self.nodes > 1 and self.devices > 1
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The collectives of a micro-batch: of its forward pass, of its backward pass, and those that follow the last one of
-    a step besides."""
+    """The collectives of each micro-batch's forward and backward pass, and those that a step's last one has besides."""
 
     forward: tuple[Collective, ...]
     backward: tuple[Collective, ...]
@@ -108,7 +114,7 @@ def traffic(groups: Iterable[Group], spread: Spread) -> Traffic:
         return Traffic((), (), ())
     if spread.layout == "ddp":
         return Traffic((), (), tuple(_buckets(groups, spread)))
-    inside = (1 if spread.layout == "hybrid" else spread.nodes, spread.devices)
+    inside = (1 if spread.hybrid else spread.nodes, spread.devices)
     forward, backward, last = [], [], []
     for group in groups:
         width = spread.gathered if group.unit else spread.stored
@@ -118,9 +124,9 @@ def traffic(groups: Iterable[Group], spread: Spread) -> Traffic:
         backward += [gather] * group.backward
         if gradients:
             backward.append(Collective("reduce_scatter", gradients, *inside))
+        if gradients and spread.hybrid:
             last.append(Collective("all_reduce", gradients // spread.parts, spread.nodes, 1))
-    parted = {"forward": forward, "backward": backward, "last": last if spread.layout == "hybrid" else []}
-    return Traffic(**{phase: tuple(one for one in found if one.sent) for phase, found in parted.items()})
+    return Traffic(tuple(forward), tuple(backward), tuple(last))
 
 
 def _buckets(groups: Iterable[Group], spread: Spread) -> Iterator[Collective]:
