@@ -65,6 +65,17 @@ def test_dino_sends_what_was_computed_and_once_the_teachers_head(layout: Layout)
     assert expected - Counter(heard.collectives) == Counter()
 
 
+def test_hybrid_dino_that_accumulates_sums_its_blocks_twice() -> None:
+    """While sums wait for the last micro-batch, torch sums a block after each of its passes, zeros after the first."""
+    spread = Spread("hybrid", nodes=8, devices=8)
+    heard, expected = both(DINO, spread, times=2)
+    groups = by_name(profile_of(*DINO))
+    head = traffic([groups["teacher.head.mlp"]], spread).forward
+    blocks = traffic([group for name, group in groups.items() if name.startswith("student.encoder.blocks")], spread)
+    sums = [one for one in blocks.backward if one.kind == "reduce_scatter"] + list(blocks.last)
+    assert Counter(heard.collectives) - expected == Counter([*head, *head, *sums])
+
+
 def test_numbers_can_be_gathered_as_they_are_stored() -> None:
     heard, expected = both(MAE, Spread("full", nodes=2, devices=3, gathered=4), times=1)
     assert Counter(heard.collectives) == expected
