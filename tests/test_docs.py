@@ -133,6 +133,26 @@ def count(words: list[str]) -> None:
         assert name == "run" or counts == committed[name], name
 
 
+def scale(words: list[str]) -> None:
+    """Recipes on paper, the first and the last of several; a dry run is one of something small."""
+    first, *_, last = words[0].partition("=")[2].strip("[]").split(",")
+    out = next(word.partition("=")[2] for word in words if word.startswith("out="))
+    if "dry_run=true" in words:
+        recipe = [f"+experiment={first}"]
+        result = run_script(
+            "scaling", *recipe, *words[1:], *small([*recipe, "global_batch_size=64"]), "global_batch_size=64"
+        )
+        assert result.returncode == 0, result.stderr
+        found = json.loads(Path(out).read_text())[first]
+        assert all(found[layout]["counted"]["held"] == found[layout]["computed"]["held"] for layout in ("ddp", "full"))
+        return
+    result = run_script("scaling", f"experiments=[{first},{last}]", *words[1:])
+    assert result.returncode == 0, result.stderr
+    committed = json.loads((ROOT / "docs" / "measurements" / "scaling.json").read_text())
+    for name, found in json.loads(Path(out).read_text()).items():
+        assert name == "run" or found == committed[name], name
+
+
 def take_in(words: list[str]) -> None:
     """Weights of others, here of a small encoder that the test stores as the original repository would."""
     given = dict(word.split("=", 1) for word in words)
@@ -189,6 +209,8 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             take_in(words[2:])
         elif words[:2] == ["python", "scripts/flops.py"]:
             count(words[2:])
+        elif words[:2] == ["python", "scripts/scaling.py"]:
+            scale(words[2:])
         elif words[:2] == ["python", "scripts/replay.py"]:
             make_again(words[2:])
         elif words[:2] == ["python", "scripts/bench_data.py"]:
