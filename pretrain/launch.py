@@ -62,7 +62,7 @@ def die_with_parent() -> None:
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     """Waits until all have ended, or one has failed and the others have had their time."""
     deadline, code = None, 0
-    while any(one.poll() is None for one in ranks):
+    while None in [one.poll() for one in ranks]:  # all of them: polling is what notices an end
         failed = [(rank, one.returncode) for rank, one in enumerate(ranks) if one.returncode]
         if failed and deadline is None:
             deadline, code = time.monotonic() + _FAREWELL, failed[0][1]
