@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pretrain.callback.step import Context
 
-Kind = Literal["broken", "killed", "reader", "raises", "hangs"]
+Kind = Literal["broken", "killed", "reader", "raises", "hangs", "full", "killed_saving"]
 
 
 class Fault(Callback):
@@ -21,7 +23,8 @@ class Fault(Callback):
 
     Args:
         context: of the run.
-        kind: `broken` images, of nan; the process `killed`; its `reader` killed; an exception `raises`; it `hangs`.
+        kind: `broken` images, of nan; the process `killed`; its `reader` killed; an exception `raises`; it `hangs`;
+            no file may grow beyond 2 kB, as on a `full` disk; it is `killed_saving`, in the middle of its next file.
         rank: which one.
         step: the steps done before, the first that it is for.
         count: of steps.
@@ -46,8 +49,17 @@ class Fault(Callback):
                 os.kill(reader.pid or 0, signal.SIGKILL)
         elif self.kind == "raises":
             raise ZeroDivisionError("planted")
+        elif self.kind == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        elif self.kind == "killed_saving":
+            torch.save = _die_writing
         else:
             time.sleep(1000)
+
+
+def _die_writing(state: Any, file: Any) -> None:
+    file.write(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def planted(kind: Kind, rank: int, step: int, count: int = 1) -> list[str]:

@@ -127,7 +127,9 @@ class PretrainModule(LightningModule):
         self.incidents.note(
             Outcome(self.clock.state.step + 1, progress, skipped, loss, norm, names, norms, self._numbers)
         )
-        counted = {"grad_norm": norm, "skipped_steps": self._skipped_steps}
+        counted: dict[str, Tensor | float] = {"grad_norm": norm, "skipped_steps": self._skipped_steps}
+        if self.clock.state.failed_saves:
+            counted["failed_saves"] = self.clock.state.failed_saves
         self.clock.state.metrics = {**self._sums, **counted, **values}
         self._sums, self._numbers = {}, []
         self.clock.advance()

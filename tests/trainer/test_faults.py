@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.proof import first_difference
 from pretrain.trainer import checkpoint
 from tests import ranks
 from tests.faults import planted
@@ -103,3 +104,33 @@ def test_a_run_that_hangs_ends_with_the_stacks_of_all_ranks(job: Job) -> None:
     stacks = [(job.out / f"stacks/rank_{rank:05d}.txt").read_text() for rank in range(2)]
     assert "faults.py" in stacks[1]  # where it hangs
     assert "faults.py" not in stacks[0]
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_one_ranks_full_disk_leaves_the_checkpoint_before_and_training_goes_on(job: Job, asynchronous: str) -> None:
+    """The second of three saves fails on rank 1 alone, and no part of it stays; the last one, too, ends the run."""
+    words = ["trainer=fsdp", "checkpoint.every_steps=2", "max_steps=6", f"checkpoint.asynchronous={asynchronous}"]
+    other = ranks.Ranks(job, 2, *words, *planted("full", rank=1, step=3))
+    said = other.finish()
+    assert other.codes == [1, 1], said
+    assert "no checkpoint of step 4: rank 1: " in said[0]
+    assert "no checkpoint of step 6, the last: rank 1: " in said[0]
+    names = sorted(path.name for path in (job.out / "checkpoints").iterdir())
+    assert names == ["latest", "step_00000002"]
+    assert [row["step"] for row in job.rows()] == [1, 2, 3, 4, 5, 6]
+    ranks.run(job, 2, *words)
+    assert checkpoint.newest(job.out / "checkpoints") == job.out / "checkpoints/step_00000006"
+
+
+def test_a_rank_killed_in_the_middle_of_a_save_leaves_the_checkpoint_before(job: Job) -> None:
+    words = ["trainer=fsdp", "checkpoint.every_steps=2", "max_steps=6"]
+    other = ranks.Ranks(job, 2, *words, *planted("killed_saving", rank=1, step=3))
+    other.finish()
+    assert other.codes == [1, -9]
+    assert checkpoint.newest(job.out / "checkpoints") == job.out / "checkpoints/step_00000002"
+    ranks.run(job, 2, *words)
+
+    whole = Job(job.tmp)
+    whole.out = job.tmp / "whole"
+    ranks.run(whole, 2, *words)
+    assert first_difference(job.out, whole.out) == ""
