@@ -12,8 +12,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from pretrain.trainer import slurm
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,6 +28,7 @@ _ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i", "--res
 def main() -> None:
     """Refuses a wrong command with all its mistakes at once; else lets Hydra compose it and runs it."""
     signal.signal(signal.SIGINT, _interrupted)  # until training, which has its own way to stop
+    slurm.hold()
     import hydra
 
     from pretrain import overrides
@@ -49,6 +53,9 @@ def run(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    job = slurm.Job(os.environ, rank, folder=Path(cfg.output_dir))
+    job.listen()
     from pretrain import build
     from pretrain.data.loader import died
     from pretrain.records import UserError
@@ -67,8 +74,8 @@ def run(cfg: DictConfig) -> None:
         if not str(failure).startswith("DataLoader worker"):  # torch says so wherever the trainer is just then
             raise
         sys.exit(died(str(failure).strip()))
-    if one.stop.signal is not None:
-        sys.exit(128 + one.stop.signal)
+    if one.stop.signal is not None and not one.clock.end:
+        sys.exit(job.leave(one.stop.signal))
     if one.state.alarm:
         sys.exit(_ALARM)
 
