@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -133,14 +134,12 @@ class Cluster:
         for pid in self._on(node):
             _end(pid)
 
-    def call(self, *words: str, timeout: float = 60, **extra: str) -> str:
+    def call(self, *words: str, folder: Path | None = None, **extra: str) -> str:
         """Runs one of Slurm's programs and returns what it prints."""
         path = f"{os.environ.get('PATH', '')}:/usr/sbin"
         environment = os.environ | {"PATH": path, "SLURM_CONF": str(self.conf)} | extra
-        process = subprocess.run(
-            words, env=environment, timeout=timeout, text=True, check=False, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        options: dict[str, Any] = {"cwd": folder, "env": environment, "stdin": subprocess.DEVNULL}
+        process = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, **options)
         if process.returncode:
             raise RuntimeError(f"{' '.join(words)}: {process.stderr.strip() or process.returncode}")
         return process.stdout.strip()
