@@ -53,23 +53,33 @@ def run(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
-    job = slurm.Job(os.environ, rank, folder=Path(cfg.output_dir))
-    job.listen()
-    from pretrain import build
+    from pretrain import build, launch
     from pretrain.data.loader import died
     from pretrain.records import UserError
+    from pretrain.trainer.team import ToldError
+    from pretrain.world import World
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what it says of itself; what we say stands in our own lines
     warnings.filterwarnings("ignore", module=r"lightning\.")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         cfg.output_dir = os.path.join(cfg.output_dir, str(HydraConfig.get().job.num))
+    count = build.ranks_to_start(cfg)
+    if count > 1:
+        sys.exit(launch.start(count, _words(cfg)))
+    launch.die_with_parent()
+    rank = World.of(os.environ).rank
+    if rank:
+        _speak_as(rank)
+    job = slurm.Job(os.environ, rank, Path(cfg.output_dir))
+    job.listen()
     try:
         one = build.run_of(cfg)
         one.fit()
+    except ToldError:
+        sys.exit(1)  # rank 0 has said why
     except UserError as mistake:
-        sys.exit(str(mistake))
+        sys.exit(f"rank {rank}: {mistake}" if rank else str(mistake))
     except RuntimeError as failure:
         if not str(failure).startswith("DataLoader worker"):  # torch says so wherever the trainer is just then
             raise
@@ -78,6 +88,28 @@ def run(cfg: DictConfig) -> None:
         sys.exit(job.leave(one.stop.signal))
     if one.state.alarm:
         sys.exit(_ALARM)
+
+
+def _words(cfg: DictConfig) -> list[str]:
+    """The words by which each of several ranks is started; of a sweep, those of its one job."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.get().mode == RunMode.RUN:
+        return sys.argv[1:]
+    from pretrain.arguments import quote
+
+    job = [word for word in HydraConfig.get().overrides.task if not word.startswith("output_dir=")]
+    return quote([*job, f"output_dir={cfg.output_dir}"])
+
+
+def _speak_as(rank: int) -> None:
+    """Another rank than the first says nothing but warnings, and who it is."""
+    import logging
+
+    logging.getLogger().setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
 
 
 def _mistakes(words: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,26 +12,27 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed.fsdp import FSDPModule
 
-from pretrain.assemble import as_exported, instantiate, materialise, objective_of
+from pretrain.assemble import as_exported, instantiate, objective_of
 from pretrain.callback.step import Context
 from pretrain.data.module import ShardData
 from pretrain.data.objects import hidden
-from pretrain.data.report import write_report
-from pretrain.encoder.encoder import Encoder
+from pretrain.data.report import BadSamples, write_report
 from pretrain.nn.attention import kernel_for
 from pretrain.objective.objective import Objective
 from pretrain.plan import Plan, plan
 from pretrain.probe.features import pooled
 from pretrain.records import Batch, RunState, UserError
-from pretrain.trainer import checkpoint
+from pretrain.trainer import checkpoint, weights
 from pretrain.trainer.clock import Clock
 from pretrain.trainer.feed import Feed
 from pretrain.trainer.incident import Incidents, Origin
-from pretrain.trainer.lifecycle import Stop
+from pretrain.trainer.lifecycle import Save, Stop
 from pretrain.trainer.module import PretrainModule
-from pretrain.trainer.parallel import OneDevice
+from pretrain.trainer.parallel import Hardware, quieten
 from pretrain.trainer.run_folder import RunFolder
+from pretrain.trainer.team import Team, code_version
 from pretrain.view.color import Prepare
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Run:
     trainer: Trainer
     feed: Feed
     data: ShardData
+    team: Team
 
     def fit(self) -> None:
         """Trains until the run's end or a signal; what is worth keeping is in the run's folder."""
@@ -70,9 +72,16 @@ class Run:
         try:
             self.trainer.fit(self.module, self.feed)
         finally:
-            write_report(self.folder.path, training=bad, evaluation=self.data.bad_in_evaluation)
+            if self.team.size == 1 or not self.state.stopping:  # else it was written with the last checkpoint
+                write_report(self.folder.path, self.team.rank, training=bad, evaluation=self.data.bad_in_evaluation)
             if bad:
                 log.warning("%s; data_report.json names %d", bad, len(bad.examples))
+
+
+def ranks_to_start(cfg: DictConfig) -> int:
+    """How many processes this one has to start in its place: 1 is itself."""
+    hardware: Hardware = instantiate(cfg.trainer)
+    return hardware.to_start
 
 
 def run_of(cfg: DictConfig) -> Run:
@@ -81,20 +90,23 @@ def run_of(cfg: DictConfig) -> Run:
     Raises:
         UserError: the data, or the folder, are not what such a run needs.
     """
-    hardware: OneDevice = instantiate(cfg.trainer)
+    hardware: Hardware = instantiate(cfg.trainer)
     objective = objective_of(cfg)  # before an index of the shards is made, which may take long
-    data: ShardData = instantiate(cfg.data)
+    data: ShardData = instantiate(cfg.data)  # all ranks index together, before any of them waits for the others
     sizes = plan(cfg, data.num_samples, hardware.world_size, data.training.shares)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    team = hardware.join()
+    settled = {key: value for key, value in plain.items() if key != "trainer"}
+    team.agree({"the code": code_version(), "the configuration": settled, "the shards": data.identity()})
     identity = {key: plain[key] for key in _IDENTITY} | {"data": data.identity()}
     settings = {key: plain[key] for key in _SETTINGS} | {"precision": hardware.precision}
     _refuse_optimizer(cfg)
-    folder = RunFolder(Path(cfg.output_dir), identity, settings, cfg.resume)
+    folder = RunFolder(Path(cfg.output_dir), identity, settings, cfg.resume, team)
 
     state = RunState()
-    materialise(objective, cfg.seed)
-    saved = _restore(folder.checkpoint, objective, state)
-    if "bad_samples" in saved:
+    hardware.materialise(objective, cfg.seed)
+    saved = team.together(lambda: _restore(folder.checkpoint, objective, state))
+    if "bad_samples" in saved and team.leads:
         data.bad.restore(saved["bad_samples"])
     clock = Clock(
         state,
@@ -110,6 +122,13 @@ def run_of(cfg: DictConfig) -> Run:
     whole = {"peak": sizes.lr, "warmup": sizes.warmup}  # what those are given that leave it open
     schedules = {name: one(**whole) if isinstance(one, partial) else one for name, one in made.items()}
     origin = Origin(folder.run_id, cfg.seed, hardware.precision, hardware.device.type, sizes.micro_batch)
+    incidents = Incidents(
+        folder.path / "incidents",
+        origin,
+        lambda: weights.gathered(objective, team.leads),
+        cfg.max_skipped_steps,
+        team=team,
+    )
     module = PretrainModule(
         objective=objective,
         prepare=Prepare(objective.views),
@@ -117,23 +136,25 @@ def run_of(cfg: DictConfig) -> Run:
         optimizer=instantiate(cfg.optim),
         schedules=schedules,
         accumulation=sizes.accumulation,
-        incidents=Incidents(folder.path / "incidents", origin, objective.state_dict, cfg.max_skipped_steps),
+        incidents=incidents,
         clip_grad_norm=cfg.clip_grad_norm,
         clip_grad_by=cfg.clip_grad_by,
         optimizer_state=saved.get("optimizer"),
+        ranks=team.size,
+        dtype=torch.float64 if hardware.precision == "64-true" else torch.float32,
     )
     if hardware.compile:
         # blocks of all sizes share one limit, and so do training and evaluation
         torch._dynamo.config.recompile_limit = 64
         for unit in objective.fsdp_units():
             unit.compile()
-    stop = Stop(clock, count_first_step=not hardware.compile)
-    context = _context(cfg, sizes, folder, state, data, module)
-    save = instantiate(cfg.checkpoint)(
-        folder=folder.checkpoints, state=state, snapshot=partial(_snapshot, module, data, folder)
+    context = _context(cfg, sizes, folder, state, data, module, team)
+    save: Save = instantiate(cfg.checkpoint)(
+        folder=folder.checkpoints, state=state, team=team, snapshot=partial(_snapshot, module, data, folder, team)
     )
+    stop = Stop(clock, count_first_step=not hardware.compile, team=team, is_due=save.is_due)
     trainer = Trainer(
-        **hardware.trainer_arguments(),
+        **hardware.trainer_arguments(objective),
         callbacks=[stop, *(instantiate(node)(context) for node in cfg.callback.values() if node), save],
         max_epochs=-1,
         accumulate_grad_batches=sizes.accumulation,
@@ -144,6 +165,7 @@ def run_of(cfg: DictConfig) -> Run:
         use_distributed_sampler=False,
         default_root_dir=folder.path,
     )
+    quieten(trainer)
     log.info(
         "%s\nattention %s, precision %s", sizes, kernel_for(hardware.device.type, hardware.dtype), hardware.precision
     )
@@ -151,8 +173,8 @@ def run_of(cfg: DictConfig) -> Run:
     advice = objective.advice(sizes.num_samples, sizes.global_batch_size, steps, cfg.epochs)
     for note in (*objective.trained_encoder.notes, *advice):
         log.warning("%s", note)
-    batches = data.batches(cfg.seed, state.samples_seen, sizes.micro_batch, objective.views)
-    return Run(folder, state, clock, stop, module, trainer, Feed(batches, state), data)
+    batches = data.batches(cfg.seed, state.samples_seen, sizes.micro_batch, objective.views, team.rank, team.size)
+    return Run(folder, state, clock, stop, module, trainer, Feed(batches, state), data, team)
 
 
 def _refuse_optimizer(cfg: DictConfig) -> None:
@@ -167,18 +189,20 @@ def _restore(path: Path | None, objective: Objective, state: RunState) -> dict[s
     """Puts a checkpoint's weights and counters in place and returns the rest of it."""
     if path is None:
         return {}
-    saved = checkpoint.load(path)
-    objective.load_state_dict(saved["objective"])
+    saved = checkpoint.read(path)
+    weights.put(objective, saved.pop("objective"))
     state.step, state.samples_seen, state.seconds = (saved[name] for name in ("step", "samples_seen", "seconds"))
     log.info("goes on from %s (step %d)", path, state.step)
     return saved
 
 
-def _snapshot(module: PretrainModule, data: ShardData, folder: RunFolder) -> dict[str, Any]:
+def _snapshot(module: PretrainModule, data: ShardData, folder: RunFolder, team: Team) -> dict[str, Any]:
     """All that a checkpoint holds; the run's report on its data is written with it."""
-    content = module.snapshot() | {"bad_samples": data.bad.state()}
-    write_report(folder.path, training=data.bad, evaluation=data.bad_in_evaluation)
-    return content
+    counted = BadSamples()
+    counted.restore(BadSamples.joined(team.gather(data.bad.state())))
+    if team.leads:
+        write_report(folder.path, training=counted, evaluation=data.bad_in_evaluation)
+    return module.snapshot() | {"bad_samples": counted.state()}
 
 
 def _shown(cfg: DictConfig) -> dict[str, Any]:
@@ -189,12 +213,18 @@ def _shown(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _context(
-    cfg: DictConfig, sizes: Plan, folder: RunFolder, state: RunState, data: ShardData, module: PretrainModule
+    cfg: DictConfig,
+    sizes: Plan,
+    folder: RunFolder,
+    state: RunState,
+    data: ShardData,
+    module: PretrainModule,
+    team: Team,
 ) -> Context:
     views, batch = module.objective.views, sizes.micro_batch
 
     def prepared(batches: Iterable[Batch]) -> Iterator[Batch]:
-        return (module.prepare(one.to(module.device)) for one in batches)
+        return (module.prepared(one.to(module.device)) for one in batches)
 
     def examples(count: int) -> Batch:
         return next(prepared(data.examples(cfg.seed, count, views)))
@@ -203,17 +233,16 @@ def _context(
     plainly = replace(views[0], count=1, colors=None)  # how probes look at an image
     prepare = Prepare([plainly], augment=False)
 
-    @cache
-    def exported() -> Encoder:
-        return as_exported(module.objective.encoder_for_export, plain["encoder"])[0].to(module.device)
+    exporter = cache(lambda: _exporter(module, plain["encoder"]))
 
     def features(batch: Batch) -> torch.Tensor:
-        images = prepare.to(module.device)(batch.to(module.device)).views[0][0]
+        images = prepare.to(module.device)(batch.to(module.device)).views[0][0].to(module.image_dtype)
         with module.evaluation():
-            return pooled(exported(), images, module.objective.pool)
+            return pooled(exporter()(), images, module.objective.pool)
 
     return Context(
         folder=folder.path,
+        leads=team.leads,
         name=cfg.name,
         run_id=folder.run_id,
         state=state,
@@ -230,3 +259,13 @@ def _context(
         health=lambda batch: module.health(batch.to(module.device)),
         alarms=module.objective.alarms,
     )
+
+
+def _exporter(module: PretrainModule, node: dict[str, Any]) -> Callable[[], Any]:
+    """Makes the encoder that the run would export, with the weights of the moment."""
+    encoder = module.objective.encoder_for_export
+    arguments = node | encoder.after_pretraining
+    if isinstance(encoder, FSDPModule) and arguments != node:
+        return weights.follower(encoder, lambda: instantiate(arguments), module.device)
+    exported = as_exported(encoder, node)[0].to(module.device)
+    return lambda: exported

@@ -41,6 +41,9 @@ class Settings:
     clip_grad_by: Literal["global", "parameter"]
     max_skipped_steps: int
     allow_targets: list[str]
+    nodes: int | None
+    devices: int | None
+    accelerator: Literal["cpu", "gpu"] | None
 
     @staticmethod
     def problems(
@@ -107,7 +110,8 @@ def composed_without_data(overrides: Sequence[str], hardware: bool = False) -> D
 
 def mistakes_without_data(overrides: Sequence[str], hardware: bool = False) -> list[str]:
     """The `mistakes` that matter without shards, and unless `hardware` says so without a GPU."""
-    needless = ("data.train=", "data.val=") if hardware else ("data.train=", "data.val=", "trainer.accelerator=")
+    places = () if hardware else ("trainer.accelerator=", "trainer.nodes=", "trainer.devices=", "trainer.strategy=")
+    needless = ("data.train=", "data.val=", *places)
     return [line for line in mistakes(overrides) if not line.startswith(needless)]
 
 

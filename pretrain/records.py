@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from pretrain.problem import Problem as Problem
 from pretrain.problem import UserError as UserError
@@ -123,6 +124,10 @@ class StepOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+for _record in (Tokens, StepOutput):  # so that what shards a module finds the tensors in what it returns
+    _pytree.register_dataclass(_record)
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands in its schedule, in integers: a float alone is off by an epoch now and then.
@@ -152,7 +157,9 @@ class RunState:
     counter). `seconds` of training wall-clock are added up over restarts. `metrics` are those of the last step.
     `stopping` says why no step follows, "" while one does, and `alarm` is what has gone wrong if that is why. `aside`
     seconds went into evaluation, pictures and saving, and `waited` seconds into waiting for data, since this process
-    began to train. `reported` says that the step's metrics hold what is rarely measured.
+    began to train. `reported` says that the step's metrics hold what is rarely measured. `asked` says
+    why a callback wants the run to stop, which it does at the next step boundary. `due` says that it is time to
+    save. `failed_saves` counts checkpoints that could not be written.
     """
 
     step: int = 0
@@ -164,6 +171,9 @@ class RunState:
     aside: float = 0.0
     waited: float = 0.0
     reported: bool = False
+    asked: str = ""
+    due: bool = False
+    failed_saves: int = 0
 
     def report(self, **values: float) -> None:
         """Adds to the metrics of the step what is not measured at every step, and must not miss the log."""

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pretrain"
 
 # What any file may import: the records, and what knows libraries alone.
-BOTTOM = {"problem", "records", "random", "files", "precision", "process"}
+BOTTOM = {"problem", "records", "random", "files", "precision", "process", "world"}
 
 ALLOWED = {
     "problem": set(),
@@ -20,6 +20,8 @@ ALLOWED = {
     "files": set(),
     "precision": set(),
     "process": set(),
+    "world": set(),
+    "launch": set(),
     "signature": set(),
     "overrides": set(),
     "config": {"overrides", "signature"},
@@ -41,7 +43,7 @@ ALLOWED = {
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
     | {"signature", "trainer.checkpoint", "view"},
     "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "view"},
-    "__main__": {"arguments", "build", "config", "data", "overrides", "plan"},
+    "__main__": {"arguments", "build", "config", "data", "launch", "overrides", "plan"} | {"trainer.team"},
 }
 
 # Named by a `_target_` in a yaml and imported by nobody: a new one is one py, one yaml, one test.

@@ -77,15 +77,14 @@ class Health(StepCallback):
                 self._batch = self.context.examples(self.samples).to("cpu", non_blocking=False)
             values = {name: value.item() for name, value in self.context.health(self._batch).items()}
         state.report(**values)
-        alarms = {} if self._warms_up() else self._watch(values)
+        alarms = {} if self._warms_up() or not self.context.leads else self._watch(values)  # one decides for all
         for sentence in alarms.values():
             log.warning("step %d: alarm, %s", state.step, sentence)
         if alarms and self.action == "stop" and not state.stopping:
             state.alarm = ", ".join(alarms)
-            state.stopping = (
+            state.asked = (
                 f"alarm of {state.alarm}. It is saved; the same command with callback.health.action=warn goes on"
             )
-            trainer.should_stop = True
 
     def _warms_up(self) -> bool:
         context = self.context

@@ -48,6 +48,8 @@ class Log(StepCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         context = self.context
+        if not context.leads:
+            return
         self._journal = Journal(context.folder, context.state.step)
         if self.mode != "disabled":
             self._wandb = WandbProcess(
@@ -56,12 +58,11 @@ class Log(StepCallback):
 
     def after_step(self, trainer: Trainer) -> None:
         state = self.context.state
-        if state.step % self.every_steps and not state.stopping and not state.reported:
+        if self._journal is None or (state.step % self.every_steps and not state.stopping and not state.reported):
             return
         state.reported = False
         metrics = {name: value.item() if isinstance(value, Tensor) else value for name, value in state.metrics.items()}
         row = {"step": state.step, "samples_seen": state.samples_seen, "seconds": round(state.seconds, 3), **metrics}
-        assert self._journal is not None
         self._journal.write(row)
         if self._wandb is not None:
             self._wandb.write(row)

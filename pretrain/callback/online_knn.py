@@ -84,7 +84,8 @@ class OnlineKNN(StepCallback):
 
     def _turn_off(self, reason: str) -> None:
         self._off, self._kept = True, []
-        log.info("no k-NN accuracy while training: %s", reason)
+        if self.context.leads:
+            log.info("no k-NN accuracy while training: %s", reason)
 
     def _batches(self) -> Iterable[Batch]:
         if self._kept:

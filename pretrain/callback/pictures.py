@@ -50,13 +50,16 @@ class Pictures(StepCallback):
             return
         with state.set_aside():
             self._batch = self._batch or self.context.examples(self.samples)
-            for name, picture in self.context.illustrate(self._batch).items():
+            pictures = self.context.illustrate(self._batch)  # all ranks, which may hold a part of the weights each
+            for name, picture in pictures.items() if self.context.leads else ():
                 try:
                     self._save(Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()), f"{name}_{state.step:08d}.png")
                 except OSError as failure:
                     log.error("no picture of step %d: %s. Training goes on", state.step, failure)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.context.leads:
+            return
         try:
             draw_curves(self.context.folder / "metrics.jsonl", self._folder() / "loss.png")
         except OSError as failure:

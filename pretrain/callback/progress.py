@@ -34,7 +34,7 @@ class ProgressBar(StepCallback):
         self._redirect: AbstractContextManager[None] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and self.context.leads:
             self._redirect = logging_redirect_tqdm()
             self._redirect.__enter__()
             self._bar = tqdm(total=100, bar_format="{percentage:3.0f}%|{bar:24}| {desc}", leave=True)
@@ -48,7 +48,7 @@ class ProgressBar(StepCallback):
     def after_step(self, trainer: Trainer) -> None:
         state, now = self.context.state, time.perf_counter()
         interval = self.every_seconds if self._bar is None else 0.5
-        if now - self._said < interval and not state.stopping:
+        if not self.context.leads or (now - self._said < interval and not state.stopping):
             return
         self._said = now
         if self._bar is None:

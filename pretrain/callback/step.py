@@ -20,6 +20,7 @@ class Context:
 
     Attributes:
         folder: of the run.
+        leads: whether this is the rank that writes and speaks for all.
         name: of the run.
         run_id: identifies the run over restarts.
         state: the run's counters and the last step's metrics; a callback may add metrics of its own.
@@ -38,6 +39,7 @@ class Context:
     """
 
     folder: Path
+    leads: bool
     name: str
     run_id: str
     state: RunState

@@ -89,6 +89,18 @@ class BadSamples:
         self.seen, self.examples = state["seen"], list(state["examples"])
         self.counts = Counter({(shard, kind): count for shard, kind, count in state["counts"]})
 
+    @staticmethod
+    def joined(states: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """What several ranks counted, as one state."""
+        total = BadSamples()
+        for state in states:
+            total.seen += state["seen"]
+            for shard, kind, count in state["counts"]:
+                total.counts[shard, kind] += count
+            total.examples += state["examples"]
+        total.examples = sorted(total.examples, key=lambda one: one["g"])[:_EXAMPLES]
+        return total.state()
+
     def rows(self) -> dict[str, Any]:
         """The same for a person to read, the worst first."""
         shards: dict[str, dict[str, int]] = {shard: {} for shard, _ in self.shards.most_common()}

@@ -24,6 +24,7 @@ from pretrain.nn.initialize import DefaultConv2d, initialize
 from pretrain.nn.mask_unit import MaskUnitAttention, cut, join, pool, roll, token_ids, unroll_order
 from pretrain.nn.patch import OverlappingPatchEmbed, grid_of
 from pretrain.nn.position import looked_up, resize_windowed, tile
+from pretrain.precision import wide
 from pretrain.records import Problem, Randomness, Tokens, refuse
 
 
@@ -257,7 +258,7 @@ class Hiera(Encoder):
         """The position table of a grid of first tokens: [L, D]."""
         if self.pos_embed_win is None:
             return resize_windowed(self.pos_embed[0], self.grid, grid, self.mask_unit_size)
-        image = F.interpolate(self.pos_embed.float(), size=grid, mode="bicubic", antialias=True)  # as timm does it
+        image = F.interpolate(wide(self.pos_embed), size=grid, mode="bicubic", antialias=True)  # as timm does it
         return image[0].flatten(1).T + tile(self.pos_embed_win[0].permute(1, 2, 0), grid)
 
     @staticmethod

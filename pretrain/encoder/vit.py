@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pretrain.encoder.encoder import Encoder, block_numbers
 from pretrain.nn.block import Block, block_problems
 from pretrain.nn.drop_path import Mode, draws, drop_path_notes, drop_path_problems, drop_paths
-from pretrain.nn.initialize import Distribution, initialize
+from pretrain.nn.initialize import Distribution, fill, initialize
 from pretrain.nn.patch import PatchEmbed, grid_of
 from pretrain.nn.position import looked_up, resize_table, sincos_2d
 from pretrain.records import Problem, Randomness, Tokens, refuse
@@ -169,5 +169,6 @@ class ViT(Encoder):
     def init_weights(self, seed: int) -> None:
         initialize(self, seed, distribution=self.distribution)
         if not self.pos_embed.requires_grad:
-            self.pos_embed[0, 0] = 0
-            self.pos_embed[0, 1:] = sincos_2d(self.grid, self.embed_dim, self.pos_embed.device)
+            table = torch.zeros(self.pos_embed.shape)
+            table[0, 1:] = sincos_2d(self.grid, self.embed_dim)
+            fill(self.pos_embed, table)

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.precision import wide
+
 log = logging.getLogger(__name__)
 
 Kernel = Literal["flash", "plain", "sdpa"]
@@ -103,4 +105,4 @@ class Attention(nn.Module):
         """How much each token looks at each other: [B, N, D] → [B, heads, N, N], rows that sum to 1. For pictures."""
         q, k, _ = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         logits = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
-        return logits.float().softmax(dim=-1)
+        return wide(logits).softmax(dim=-1)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 Distribution = Literal["xavier", "normal"]  # of matrices
 
@@ -45,7 +46,17 @@ def initialize(module: nn.Module, seed: int, scope: str = "", distribution: Dist
                 draw = torch.empty(parameter.shape, dtype=torch.float32)
                 name = local.removeprefix(f"{prefix}.")
                 _fill(draw, owner, name, generator_for(seed, scope + local), distribution)
-                parameter.copy_(draw)
+                fill(parameter, draw)
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, values: Tensor) -> None:
+    """Gives a parameter its values; where it is sharded, this rank keeps its own part of them."""
+    if isinstance(parameter, DTensor):
+        part = distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.to_local().copy_(part.to_local())
+    else:
+        parameter.copy_(values)
 
 
 def _fill(draw: Tensor, owner: nn.Module, name: str, generator: torch.Generator, distribution: Distribution) -> None:

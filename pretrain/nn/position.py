@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.precision import wide
+
 
 def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | str = "cpu") -> Tensor:
     """The fixed table of MAE (He et al., arXiv 2111.06377, appendix A.1): [rows·columns, dim] float32, row by row.
@@ -39,7 +41,8 @@ def resize_table(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]
     """
     if grid == new_grid:
         return table
-    image = table.unflatten(0, grid).permute(2, 0, 1)[None].float()  # [1, D, rows, columns]
+    image = table.unflatten(0, grid).permute(2, 0, 1)[None]  # [1, D, rows, columns]
+    image = wide(image)
     if offset:
         scale = [(new + offset) / old for new, old in zip(new_grid, grid, strict=True)]
         image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)

@@ -24,6 +24,7 @@ from pretrain.objective.health import effective_rank, feature_std
 from pretrain.objective.objective import Objective
 from pretrain.objective.picture import colours, components
 from pretrain.optim.schedule import WarmupCosine
+from pretrain.precision import wide
 from pretrain.records import Batch, Problem, Progress, Randomness, StepOutput, Tokens, refuse
 from pretrain.view.spec import ViewSpec
 
@@ -100,6 +101,7 @@ class DINO(Objective):
         self.center_momentum = center_momentum
         self.teacher_momentum = WarmupCosine(teacher_momentum, 0.0, final=final_teacher_momentum, peak_twice=True)
         self.freeze_last_layer = freeze_last_layer
+        self.rests = freeze_last_layer > 0  # the prototypes do
         prototypes = self.student.head.prototypes
         self.register_buffer("center", torch.zeros(prototypes))
         # of the step under way: the sum of the teacher's outputs, and how many they were
@@ -156,7 +158,7 @@ class DINO(Objective):
     def teacher_outputs(self, batch: Batch) -> Tensor:
         """The teacher's outputs of the global views, before centring: [V, B, K] float32."""
         _, outputs = self.teacher([batch.views[0].flatten(0, 1)])
-        return outputs.float().unflatten(0, batch.views[0].shape[:2])
+        return wide(outputs).unflatten(0, batch.views[0].shape[:2])
 
     def teacher_temperature(self, progress: Progress) -> float:
         """Of the epoch: a straight line through the warm-up's epochs, its last one included."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.nn.initialize import generator_for
+from pretrain.nn.initialize import fill, generator_for
 from pretrain.records import Problem, refuse
 
 
@@ -95,4 +95,4 @@ class DINOHead(nn.Module):
                 draw.fill_(1.0)
             elif parameter.ndim == 2:
                 draw.normal_(std=0.02, generator=generator)
-            parameter.copy_(draw)
+            fill(parameter, draw)

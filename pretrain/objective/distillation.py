@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from pretrain import precision
+from pretrain.precision import wide
 
 
 def teacher_probabilities(teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
     """Centred and sharpened: outputs [G, B, K] and a centre [K] → probabilities [G, B, K] in float32."""
-    return ((teacher.float() - center) / temperature).softmax(dim=-1)
+    return ((wide(teacher) - center) / temperature).softmax(dim=-1)
 
 
 def distillation_loss(student: Tensor, probabilities: Tensor, temperature: float) -> Tensor:
@@ -37,7 +38,7 @@ def distillation_loss(student: Tensor, probabilities: Tensor, temperature: float
     Returns:
         a scalar in float32.
     """
-    logits = student.float() / temperature
+    logits = wide(student) / temperature
     views, globals_ = len(logits), len(probabilities)
     with precision.full(logits):  # as the original
         products = torch.einsum("gbk,vbk->gvb", probabilities, logits)

@@ -22,6 +22,7 @@ from pretrain.objective.health import effective_rank, feature_std
 from pretrain.objective.masking import split_by_noise
 from pretrain.objective.objective import Objective
 from pretrain.objective.picture import colours
+from pretrain.precision import wide
 from pretrain.random import Purpose, uniform
 from pretrain.records import Batch, Problem, Progress, Randomness, StepOutput, refuse
 from pretrain.view.spec import ViewSpec
@@ -104,7 +105,7 @@ class MAE(Objective):
         if self.norm_pix:
             mean, scale = self._pixel_statistics(target)
             target = (target - mean) / scale
-        return (prediction.float() - target).square().mean()
+        return (wide(prediction) - target).square().mean()
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, visible_ids: Tensor, masked_ids: Tensor) -> Tensor:

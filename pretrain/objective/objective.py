@@ -22,10 +22,12 @@ class Objective(nn.Module, ABC):
     Attributes:
         views: the views it wants of every sample; `Batch.views` has one tensor for each, in this order.
         pool: how probes make one vector of the exported encoder's tokens, unless told otherwise.
+        rests: whether there are steps in which a trained parameter gets no gradient: several ranks have to look for it.
     """
 
     views: tuple[ViewSpec, ...]
     pool: Literal["cls", "mean"]
+    rests: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
@@ -75,7 +77,10 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def fsdp_units(self) -> list[nn.Module]:
-        """The modules to shard, to recompute and to compile one by one: the encoder's and its own."""
+        """The modules to shard, to recompute and to compile one by one: the encoder's and its own.
+
+        Each is called, as a module, by the forward pass; encoders and the objective itself are sharded around them.
+        """
 
     @abstractmethod
     def no_decay(self) -> set[str]:
@@ -83,7 +88,10 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def init_weights(self, seed: int) -> None:
-        """Fills every parameter and buffer, whatever they hold: each from (seed, its own name) alone."""
+        """Fills every parameter and buffer, whatever they hold: each from (seed, its own name) alone.
+
+        Parameters may be sharded: they are filled by `pretrain.nn.initialize.fill`.
+        """
 
     @abstractmethod
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:

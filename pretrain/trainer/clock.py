@@ -36,6 +36,7 @@ class Clock:
         self.max_seconds = max_seconds
         self.stop_after_steps = stop_after_steps
         self._since: float | None = None
+        self._told: float | None = None  # the time, where several ranks have to agree on it
         self._position = 0  # in the schedule, in steps; moves at step boundaries only
         self.read()
 
@@ -55,10 +56,19 @@ class Clock:
         self.state.samples_seen += self.samples_per_step
         self.read()
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training by this process's own clock."""
+        return self.state.seconds if self._since is None else time.monotonic() - self._since
+
+    def agreed(self, seconds: float) -> None:
+        """What all ranks take for the time: that of rank 0, when the last step was done."""
+        self._told = seconds
+        self.read()
+
     def read(self) -> None:
         """Brings the counted seconds, and the position in the schedule, up to date."""
-        if self._since is not None:
-            self.state.seconds = time.monotonic() - self._since
+        self.state.seconds = self.elapsed if self._told is None else self._told
         if self.max_seconds is None:
             self._position = self.state.step
         else:

@@ -22,6 +22,8 @@ from torch import Tensor
 from pretrain.files import replace_folder
 from pretrain.records import Progress, UserError
 from pretrain.trainer import checkpoint
+from pretrain.trainer.team import Team
+from pretrain.world import World
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +115,8 @@ class Incidents:
     Args:
         folder: where they go; made when there is one.
         origin: what they share.
-        state: the objective's weights.
+        state: the objective's weights, whole.
+        team: the ranks of the run; the first of them writes, what all had.
         max_in_a_row: so many skipped steps, one after the other, stop the run.
         max_folders: how many the folder may hold; what comes later is a line in the log.
     """
@@ -125,7 +128,9 @@ class Incidents:
         state: Callable[[], dict[str, Any]],
         max_in_a_row: int = 3,
         max_folders: int = 10,
+        team: Team | None = None,
     ) -> None:
+        self.team = team or Team(World())
         self.folder = folder
         self.origin = origin
         self.state = state
@@ -170,8 +175,10 @@ class Incidents:
         folder = self.folder / f"step_{outcome.step:08d}"
         loss, norm = (str(value.item()) for value in (outcome.loss, outcome.grad_norm))
         said = f"step {outcome.step} is skipped: its loss is {loss}, the norm of its gradients {norm}"
-        if not folder.exists() and len(list(self.folder.glob("step_*"))) >= self.max_folders:
-            log.warning("%s. %s is full, no more is recorded", said, self.folder)
+        full = not folder.exists() and len(list(self.folder.glob("step_*"))) >= self.max_folders
+        if self.team.first(lambda: full):
+            if self.team.leads:
+                log.warning("%s. %s is full, no more is recorded", said, self.folder)
             return
         wrong = (~outcome.norms.isfinite()).tolist()
         incident = Incident(
@@ -182,20 +189,27 @@ class Incidents:
             grad_norm=norm,
             gradients=[name for name, one in zip(outcome.names, wrong, strict=True) if one],
             weights=self._weights or f"{folder.name}/state.pt",
-            g=[numbers.tolist() for numbers in outcome.g],
+            g=[numbers for one in self.team.gather([numbers.tolist() for numbers in outcome.g]) for numbers in one],
         )
+        state = None if self._weights else self.state()
+        if self.team.leads:
+            self._write(folder, incident, state, said)
+        self._weights = self.team.first(lambda: self._weights)
+
+    def _write(self, folder: Path, incident: Incident, state: dict[str, Any] | None, said: str) -> None:
         try:
-            replace_folder(folder, lambda partial: self._fill(partial, incident))
+            replace_folder(folder, lambda partial: _fill(partial, incident, state))
         except OSError as failure:
             log.error("%s. It cannot be recorded: %s. Training goes on", said, failure)
         else:
             self._weights, self._shown = incident.weights, folder
             log.warning("%s. What it takes to make it again is in %s", said, folder)
 
-    def _fill(self, partial: Path, incident: Incident) -> None:
-        if not self._weights:
-            checkpoint.write(partial / "state.pt", self.state())
-        (partial / "incident.json").write_text(json.dumps(asdict(incident), indent=1), encoding="utf-8")
+
+def _fill(partial: Path, incident: Incident, state: dict[str, Any] | None) -> None:
+    if state is not None:
+        checkpoint.write(partial / "state.pt", state)
+    (partial / "incident.json").write_text(json.dumps(asdict(incident), indent=1), encoding="utf-8")
 
 
 def _command(folder: Path) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -18,6 +20,8 @@ from pretrain.optim.skip import step_unless
 from pretrain.records import Batch, Progress, StepOutput
 from pretrain.trainer.clock import Clock
 from pretrain.trainer.incident import Incidents, Outcome
+from pretrain.trainer.pieces import Pieces, like
+from pretrain.trainer.shard import local, sum_over_parts, wait_for_last
 
 Schedule = Callable[[Progress], float]
 
@@ -26,7 +30,8 @@ class PretrainModule(LightningModule):
     """Forward, backward, schedule, clip, step, `after_step`, count.
 
     Where the loss or a gradient is not finite, the step leaves everything but the counters as it was. That is decided
-    on the device; the host learns of it a step later, from `incidents`.
+    on the device; the host learns of it a step later, from `incidents`. Where there are several ranks, the loss and the
+    metrics are the means over all of them, and so all skip, or none.
 
     Args:
         objective: what is trained.
@@ -38,7 +43,9 @@ class PretrainModule(LightningModule):
         incidents: told of every step.
         clip_grad_norm: greatest norm of the gradients; None leaves them alone.
         clip_grad_by: whose norm: of all gradients together, or of each parameter's by itself.
-        optimizer_state: of a checkpoint to go on from.
+        optimizer_state: of a checkpoint to go on from, with `Pieces` for what is sharded there.
+        ranks: of the run; with several, losses are averaged over them.
+        dtype: of images, as the weights have it.
     """
 
     def __init__(
@@ -53,6 +60,8 @@ class PretrainModule(LightningModule):
         clip_grad_norm: float | None = None,
         clip_grad_by: ClipBy = "global",
         optimizer_state: dict[str, Any] | None = None,
+        ranks: int = 1,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.objective = objective
@@ -65,21 +74,34 @@ class PretrainModule(LightningModule):
         self.clip_grad_by: ClipBy = clip_grad_by
         self._make_optimizer = optimizer
         self._optimizer_state = optimizer_state
+        self.ranks = ranks
+        self.image_dtype = dtype
         self._sums: dict[str, Tensor] = {}  # of the metrics, over the step's micro-batches
         self._numbers: list[Tensor] = []  # of the samples of each
         self._skipped_steps: Tensor | int = 0  # in this process, counted on the device
 
+    def configure_model(self) -> None:
+        """Nothing: the objective comes as it is to be, sharded if that was asked for."""
+
     def configure_optimizers(self) -> Optimizer:
         optimizer = self._make_optimizer(decay_groups(self.objective, self.objective.no_decay()))
         if self._optimizer_state is not None:
-            optimizer.load_state_dict(self._optimizer_state)
+            optimizer.load_state_dict(_placed(self._optimizer_state, optimizer))
             self._optimizer_state = None
         return optimizer
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return self.prepare(batch)
+        return self.prepared(batch)
+
+    def prepared(self, batch: Batch) -> Batch:
+        """What the objective is given, of a batch on the device."""
+        batch = self.prepare(batch)
+        if self.image_dtype == torch.float32:
+            return batch
+        return replace(batch, views=tuple(view.to(self.image_dtype) for view in batch.views))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        wait_for_last(self.objective, (batch_idx + 1) % self.accumulation == 0)
         output = self.objective(batch, self.clock.progress)
         for name, value in {"loss": output.loss, **output.metrics}.items():
             mean = value.detach() / self.accumulation
@@ -94,6 +116,7 @@ class PretrainModule(LightningModule):
         progress, values = self.clock.progress, self._follow_schedules(optimizer)
         optimizer_closure()  # forward and backward of the last micro-batch
         names, norms = self._clip()
+        self._average()
         loss, norm = self._sums["loss"], total_norm(norms)
         skipped = ~(loss.isfinite() & norm.isfinite())
         self.incidents.settle()  # of the step before: the device has work, and the weights are as that step left them
@@ -119,11 +142,20 @@ class PretrainModule(LightningModule):
     def _clip(self) -> tuple[list[str], Tensor]:
         """Clips the gradients; returns the names of the P parameters that have one, and their norms [P] before."""
         named = {name: one.grad for name, one in self.objective.named_parameters() if one.grad is not None}
-        gradients = list(named.values())
+        gradients = [local(one) for one in named.values()]
         norms = gradient_norms(gradients)
+        if self.ranks > 1:
+            norms = sum_over_parts(norms.square(), named.values()).sqrt()
         if self.clip_grad_norm is not None:
             clip_gradients(gradients, norms, self.clip_grad_norm, self.clip_grad_by)
         return list(named), norms
+
+    def _average(self) -> None:
+        """Makes the means over this rank's micro-batches those over all ranks'."""
+        if self.ranks > 1:
+            values = torch.stack(list(self._sums.values()))
+            dist.all_reduce(values)
+            self._sums = dict(zip(self._sums, (values / self.ranks).unbind(), strict=True))
 
     def loss(self, batch: Batch) -> StepOutput:
         """The objective on a prepared batch, as it is evaluated: without gradients, in the run's precision."""
@@ -166,3 +198,19 @@ class PretrainModule(LightningModule):
             "samples_seen": state.samples_seen,
             "seconds": state.seconds,
         }
+
+
+def _placed(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's state as this rank keeps it: what has a parameter's shape is sharded as the parameter is."""
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+
+    def place(value: Any, parameter: Tensor) -> Any:
+        if isinstance(value, Pieces):
+            return like(value, parameter)
+        return like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+
+    state = {
+        number: {name: place(value, parameters[number]) for name, value in one.items()}
+        for number, one in saved["state"].items()
+    }
+    return {"state": state, "param_groups": saved["param_groups"]}

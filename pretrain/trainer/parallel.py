@@ -1,67 +1,242 @@
-"""How a run is spread over hardware. One device, for now: a CPU or a GPU."""
+"""How a run is spread over hardware: one device, or the devices of many machines, each with a copy of the weights or
+with a part of them."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from pretrain.records import Problem
+from pretrain.objective.objective import Objective
+from pretrain.records import Problem, UserError, refuse
+from pretrain.trainer import team
+from pretrain.trainer.shard import Sharding, mesh_of, recompute, shard
+from pretrain.trainer.team import Team
+from pretrain.world import World, meeting_point
 
-Precision = Literal["auto", "32-true", "bf16-mixed"]
+log = logging.getLogger(__name__)
+
+Strategy = Literal["one", "ddp", "fsdp"]
+Accelerator = Literal["cpu", "gpu"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "64-true"]
+
+_DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
 
 
-class OneDevice:
-    """One process on one CPU or one GPU.
+class Hardware:
+    """The devices of a run, one process each.
 
     Args:
-        accelerator: `cpu` or `gpu`.
-        precision: `auto` is bf16-mixed where the hardware has fast bf16, else 32-true.
+        strategy: `one` device; `ddp`: every rank has all weights; `fsdp`: every rank has a part of them. The last two
+            are the first where there is only one device.
+        accelerator: `cpu` or `gpu`; None is the one that `only` names, or else the GPUs of this machine.
+        only: what a configuration of this name stands for; None stands for both.
+        nodes: machines; None is as many as Slurm or torchrun started processes on.
+        devices: of each machine; None is as many as processes were started there, or else all GPUs.
+        precision: `auto` is bf16-mixed where the hardware has fast bf16, else 32-true; 64-true is for comparisons.
         compile: whether torch.compile fuses the blocks, one by one.
         deterministic: whether a GPU uses deterministic kernels alone; a CPU always does.
+        recompute: whether blocks keep their inputs alone for the backward pass, and run again in it.
+        sharding: of fsdp over several machines: `hybrid` inside each, and copies of the parts on the others, or `full`
+            over all of them.
+        gather: the type in which fsdp gathers the blocks' weights; `auto` is that of their matrix products.
+        timeout_minutes: so long ranks wait for each other before they give up.
     """
-
-    world_size = 1
 
     def __init__(
         self,
-        accelerator: Literal["cpu", "gpu"],
+        strategy: Strategy = "one",
+        accelerator: Accelerator | None = None,
+        only: Accelerator | None = None,
+        nodes: int | None = None,
+        devices: int | None = None,
         precision: Precision = "auto",
         compile: bool = False,
         deterministic: bool = False,
+        recompute: bool = False,
+        sharding: Sharding = "hybrid",
+        gather: Literal["auto", "float32", "bfloat16"] = "auto",
+        timeout_minutes: float = 30.0,
     ) -> None:
-        self.accelerator = accelerator
-        self.precision = resolve_precision(accelerator) if precision == "auto" else precision
+        refuse(self, self.problems(strategy, accelerator, only, nodes, devices, timeout_minutes))
+        self.strategy: Strategy = strategy
+        self.accelerator: Accelerator = accelerator or only or "gpu"
+        self.precision = resolve_precision(self.accelerator) if precision == "auto" else precision
         self.compile = compile
         self.deterministic = deterministic
+        self.recompute = recompute
+        self.sharding: Sharding = sharding
+        self.gather = gather
+        self.timeout_minutes = timeout_minutes
+        self.world = World.of(os.environ)
+        everything = _gpus() if self.accelerator == "gpu" else 1
+        self.devices = devices or (self.world.local_size if self.world.started_by else everything)
+        self.to_start = self.devices if strategy != "one" and not self.world.started_by else 1
 
     @staticmethod
-    def problems(accelerator: str, **_: object) -> Iterator[Problem]:
-        if accelerator == "gpu" and not torch.cuda.is_available():
-            yield "accelerator", "needs a GPU, and torch finds none here: train on the CPU with trainer=cpu"
+    def problems(
+        strategy: str,
+        accelerator: str | None,
+        only: str | None,
+        nodes: int | None,
+        devices: int | None,
+        timeout_minutes: float,
+        **_: object,
+    ) -> Iterator[Problem]:
+        if only and accelerator and accelerator != only:
+            yield "accelerator", f"but this trainer is for one {only}: choose another, such as trainer=ddp"
+            return
+        gpu = (accelerator or only or "gpu") == "gpu"
+        if gpu and not torch.cuda.is_available():
+            several = "" if strategy == "one" else f", or on several by trainer={strategy} accelerator=cpu devices=2"
+            yield (
+                "accelerator",
+                f"needs a GPU, and torch finds none here: train on the CPU with trainer=cpu{several}",
+            )
+            return
+        for name, value in (("nodes", nodes), ("devices", devices)):
+            if value is not None and value < 1:
+                yield name, "must be at least 1"
+        if timeout_minutes <= 0:
+            yield "timeout_minutes", "must be positive"
+        try:
+            world = World.of(os.environ)
+        except UserError as mistake:
+            yield "nodes", str(mistake)
+            return
+        yield from _misfits(world, strategy, nodes, devices)
+        here = _gpus()
+        if gpu and devices is not None and devices > here and not (world.started_by and here):
+            yield "devices", f"there are only {here} GPUs here"
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the run, once all of them run."""
+        return self.world.size
+
+    @property
+    def shards(self) -> bool:
+        """Whether every rank has a part of the weights."""
+        return self.strategy == "fsdp" and self.world.size > 1
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
+        if self.accelerator == "cpu":
+            return torch.device("cpu")
+        return torch.device("cuda", self.world.local_rank % _gpus())  # a task of Slurm may see its own GPU alone
 
     @property
     def dtype(self) -> torch.dtype:
         """Of matrix products."""
-        return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
+        return _DTYPES[self.precision]
 
-    def trainer_arguments(self) -> dict[str, Any]:
-        """What Lightning's Trainer needs to know."""
+    def join(self) -> Team:
+        """Meets the other ranks.
+
+        Raises:
+            UserError: they cannot be met.
+        """
+        if self.world.size > 1:
+            if self.accelerator == "gpu":
+                torch.cuda.set_device(self.device)
+            team.join(self.world, self.device, meeting_point(os.environ), self.timeout_minutes)
+        return Team(self.world)
+
+    def materialise(self, objective: Objective, seed: int) -> None:
+        """Gives an objective on the meta device its initial weights, or this rank's part of them."""
+        if self.precision == "64-true":
+            objective.double()
+        if self.recompute:
+            recompute(objective.fsdp_units())
+        if self.shards:
+            kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": self.dtype}
+            shard(objective, mesh_of(self.world, self.sharding, self.device.type), kinds[self.gather])
+        objective.to_empty(device=self.device if self.shards else "cpu")  # what is whole, Lightning moves
+        objective.init_weights(seed)
+
+    def trainer_arguments(self, objective: Objective) -> dict[str, Any]:
+        """What Lightning's Trainer needs to know. For it, every process is the only one of a machine."""
+        several = self.world.size > 1
+        index = self.device.index
         return {
             "accelerator": self.accelerator,
-            "devices": 1,
-            "precision": self.precision,
+            "devices": 1 if index is None else [index],
+            "num_nodes": self.world.size,
+            "precision": "32-true" if self.precision == "64-true" else self.precision,
             "deterministic": self.deterministic or None,
-            "plugins": [
-                LightningEnvironment()
-            ],  # under Slurm too: its own environment would save and requeue by itself
+            "strategy": self._strategy(objective) if several else "auto",
+            # under Slurm too: its own environment would save and requeue by itself
+            "plugins": [_Place(self.world) if several else LightningEnvironment()],
         }
+
+    def _strategy(self, objective: Objective) -> DDPStrategy | ModelParallelStrategy:
+        backend, patience = ("nccl" if self.accelerator == "gpu" else "gloo"), timedelta(minutes=self.timeout_minutes)
+        if self.strategy == "fsdp":
+            return ModelParallelStrategy(self.world.size, 1, process_group_backend=backend, timeout=patience)
+        return DDPStrategy(
+            process_group_backend=backend,
+            timeout=patience,
+            find_unused_parameters=objective.rests,
+            broadcast_buffers=False,  # what is summed up in them during a step is each rank's own
+            gradient_as_bucket_view=True,
+        )
+
+
+class _Place(ClusterEnvironment):
+    """Where a process is, for Lightning; the process group is there already."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return meeting_point(os.environ)[0]
+
+    @property
+    def main_port(self) -> int:
+        return meeting_point(os.environ)[1]
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.world.size
+
+    def set_world_size(self, size: int) -> None:
+        assert size == self.world.size
+
+    def global_rank(self) -> int:
+        return self.world.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        assert rank == self.world.rank
+
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return self.world.rank
+
+
+def quieten(trainer: Trainer) -> None:
+    """Takes away what Lightning does about signals before every micro-batch when there are several ranks: it would make
+    the host wait for the device, and end a run without saving."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    assert callable(loop._broadcast_sigterm_tensor)
+    loop._broadcast_sigterm_tensor = lambda: None
 
 
 def resolve_precision(accelerator: str) -> Precision:
@@ -69,3 +244,28 @@ def resolve_precision(accelerator: str) -> Precision:
     if accelerator == "gpu":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
+
+
+def _misfits(world: World, strategy: str, nodes: int | None, devices: int | None) -> Iterator[Problem]:
+    """What was asked for that is not what was started."""
+    if strategy == "one":
+        if world.size > 1:
+            yield "strategy", f"is one process, but {world.started_by} started {world.size}: choose trainer=ddp or fsdp"
+        for name, value in (("nodes", nodes), ("devices", devices)):
+            if value is not None and value > 1:
+                yield name, "this trainer is for one device: choose trainer=ddp or trainer=fsdp"
+    elif not world.started_by:
+        if nodes is not None and nodes > 1:
+            yield (
+                "nodes",
+                "a process here cannot start others on other machines: submit slurm/pretrain.sbatch, or start "
+                "torchrun on each of them",
+            )
+    else:
+        for name, value, real in (("nodes", nodes, world.nodes), ("devices", devices, world.local_size)):
+            if value is not None and value != real:
+                yield name, f"but {world.started_by} started processes for {real}: leave it out"
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count()

@@ -14,6 +14,8 @@ from typing import Any
 from pretrain.files import replace_file
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
+from pretrain.trainer.team import Team
+from pretrain.world import World
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +25,14 @@ _OURS = ("config.yaml", "metrics.csv", "metrics.jsonl", "data_report.json", "che
 class RunFolder:
     """Opens a folder for a run, new or to go on, and locks it until `close`. Nothing is written before `record`.
 
+    Of several ranks the first one looks, locks and writes; the others are told what it found.
+
     Args:
         path: of the folder; made if it is not there.
         identity: what makes this run this run: seed, data, objective, encoder. Nested plain data.
         settings: what may change when a run goes on, with a warning.
         resume: `auto` goes on if there is something to go on from, `must` refuses to start afresh, `never` to go on.
+        team: the ranks of the run.
 
     Attributes:
         path: of the folder.
@@ -38,9 +43,18 @@ class RunFolder:
         UserError: the folder holds another run, or something else; nothing in it was touched.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], settings: dict[str, Any], resume: str) -> None:
+    def __init__(
+        self, path: Path, identity: dict[str, Any], settings: dict[str, Any], resume: str, team: Team | None = None
+    ) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self._team = team or Team(World())
+        self._lock: int | None = None
+        self._identity, self._settings = identity, settings
+        self.checkpoint, self.run_id = self._team.first(lambda: self._opened(resume))
+
+    def _opened(self, resume: str) -> tuple[Path | None, str]:
+        path, identity = self.path, self._identity
         record = _read(path / "run.json")
         if record is None and (found := [name for name in _OURS if (path / name).exists()]):
             raise UserError(
@@ -53,10 +67,9 @@ class RunFolder:
         if resume == "never" and record is not None:
             raise UserError(f"resume=never: output_dir={path} already holds this run; choose another or delete it")
         self._lock = _lock(path)
-        self.checkpoint = self._newest()  # under the lock: another process may just have written its last
+        newest = self._newest()  # under the lock: another process may just have written its last
         self._before = None if record is None else record["settings"]
-        self.run_id: str = record["run_id"] if record is not None else uuid.uuid4().hex[:12]
-        self._identity, self._settings = identity, settings
+        return newest, record["run_id"] if record is not None else uuid.uuid4().hex[:12]
 
     def _newest(self) -> Path | None:
         newest, broken = checkpoint.newest(self.checkpoints), checkpoint.damaged(self.checkpoints)
@@ -71,6 +84,8 @@ class RunFolder:
 
     def record(self, config: str) -> None:
         """Writes down whose folder this is, and the configuration that is about to run."""
+        if not self._team.leads:
+            return
         if self._before is not None:
             _warn_of_changes(self._before, self._settings)
         content = {"run_id": self.run_id, "identity": self._identity, "settings": self._settings}
@@ -79,7 +94,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets others write to the folder."""
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

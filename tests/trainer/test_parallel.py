@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from pretrain.config import check
 from pretrain.overrides import composed
-from pretrain.trainer.parallel import OneDevice, resolve_precision
+from pretrain.trainer.parallel import Hardware, resolve_precision
 
 
 def test_no_gpu_is_one_sentence_that_names_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +17,7 @@ def test_no_gpu_is_one_sentence_that_names_the_cpu(monkeypatch: pytest.MonkeyPat
     assert lines == [
         "trainer.accelerator=gpu: needs a GPU, and torch finds none here: train on the CPU with trainer=cpu"
     ]
-    assert not list(OneDevice.problems("cpu"))
+    assert not list(Hardware.problems("one", "cpu", "cpu", None, None, 30.0))
 
 
 @pytest.mark.parametrize("amx", [False, True])
@@ -36,8 +37,8 @@ def test_a_gpu_takes_bf16_where_it_is_not_emulated(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_is_asked_for_is_taken() -> None:
-    hardware = OneDevice("cpu", precision="bf16-mixed", deterministic=True)
+    hardware = Hardware("one", "cpu", precision="bf16-mixed", deterministic=True)
     assert hardware.dtype == torch.bfloat16
-    arguments = hardware.trainer_arguments()
+    arguments = hardware.trainer_arguments(nn.Module())  # type: ignore[arg-type]
     assert (arguments["accelerator"], arguments["devices"]) == ("cpu", 1)
     assert (arguments["precision"], arguments["deterministic"]) == ("bf16-mixed", True)
