@@ -14,7 +14,7 @@ from pretrain.callback.step import Context
 class Slow(Callback):
     """Every step from `after` on takes `seconds` longer, unless Slurm has restarted the job."""
 
-    def __init__(self, context: Context, after: int = 3, seconds: float = 0.2) -> None:
+    def __init__(self, context: Context, after: int = 3, seconds: float = 0.5) -> None:
         self.state = context.state
         self.after = after
         self.seconds = seconds if int(os.environ.get("SLURM_RESTART_COUNT", "0")) == 0 else 0.0

@@ -11,7 +11,7 @@ from tests.job import Job
 from tests.slurm.cluster import Cluster
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 250
+STEPS = 120
 _OVER = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 WORDS = [
     "name=small",

@@ -72,7 +72,7 @@ def test_a_signal_ends_the_step_saves_and_says_where(job: Job, number: signal.Si
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_all_processes_while_readers_start_is_no_failure(job: Job, number: signal.Signals) -> None:
     """A terminal's Ctrl-C and a scheduler signal the whole group, helpers that still import torch included."""
     command = [sys.executable, "-m", "pretrain", *job.overrides("max_steps=100000", "data.num_workers=1")]
@@ -86,6 +86,7 @@ def test_a_signal_to_all_processes_while_readers_start_is_no_failure(job: Job, n
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output
+    assert "resource_tracker" not in output  # one of the helpers, which says so when it was killed
     assert checkpoint.newest(job.out / "checkpoints") is not None
 
 
