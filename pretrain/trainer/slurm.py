@@ -2,8 +2,10 @@
 
 Slurm asks for a stop by USR1 (`sbatch --signal=USR1@120`: so many seconds before the time limit) or by TERM (preemption).
 When the checkpoint is written, rank 0 has the job requeued. Until then no process may leave: a job whose processes end
-within the time that Slurm gives them has failed, and is not requeued, however they end. A cancelled job is sent TERM, too:
-it is no longer running, which tells it apart, and is left alone.
+within the time that Slurm gives them has failed, and is not requeued, however they end.
+
+TERM is also sent to the processes of a job that its user has cancelled, and to what is left of a step when one process
+of it has failed. Such jobs are left alone; what Slurm says of the job tells them apart.
 """
 
 from __future__ import annotations
@@ -79,23 +81,26 @@ class Job:
             signal.signal(one, signal.SIG_IGN)
         if self.rank != 0:
             time.sleep(self.patience)
-        elif not self._is_running():
-            log.info("job %s is being ended by Slurm: it is not requeued", self.id)
-        elif (attempts := self._attempts(step := _newest(self.folder))) >= ATTEMPTS:
-            log.error(
-                "job %s was requeued %d times and is still at step %d: it is given up. Its time limit must leave room for "
-                "the start, for --signal's seconds and for one step",
-                *(self.id, attempts, step),
-            )
-            return 1
+        elif self._is_asked_for(number):
+            step = _newest(self.folder)
+            if (attempts := self._attempts(step)) >= ATTEMPTS:
+                log.error(
+                    "job %s was requeued %d times and is still at step %d: it is given up. Its time limit must leave room "
+                    "for the start, for --signal's seconds and for one step",
+                    *(self.id, attempts, step),
+                )
+                return 1
+            self._requeue(number, step)
         else:
-            self._requeue(step)
+            log.info("job %s is neither near its time limit nor preempted: it is not requeued", self.id)
         return 128 + number
 
-    def _is_running(self) -> bool:
-        """Whether the job is neither cancelled nor at its end; taken for granted where Slurm does not say."""
+    def _is_asked_for(self, number: signal.Signals) -> bool:
+        """Whether the job runs, and is to make place; taken for granted where Slurm does not say."""
         found, text = self._scontrol("--oneliner", "show", "job", self.id)
-        return not found or "JobState=RUNNING" in text.split()
+        facts = dict(word.partition("=")[::2] for word in text.split())
+        preempted = facts.get("PreemptTime", "None")[:1].isdecimal()
+        return not found or (facts.get("JobState") == "RUNNING" and (number == signal.SIGUSR1 or preempted))
 
     def _attempts(self, step: int) -> int:
         """How often this job was restarted since it was first requeued at this step."""
@@ -114,12 +119,12 @@ class Job:
             log.warning("cannot remember that job %s was at step %d: %s", self.id, step, failure)
         return 0
 
-    def _requeue(self, step: int) -> None:
+    def _requeue(self, number: signal.Signals, step: int) -> None:
         done, text = self._scontrol("requeue", self.id)
         if done:
             log.info("job %s is requeued and goes on from step %d", self.id, step)
         elif asks := self.environment.get("PRETRAIN_REQUEUE"):  # in a container: the batch script asks in our place
-            Path(asks).touch()
+            Path(asks).write_text(number.name)
             log.info("job %s goes on from step %d when its script has it requeued", self.id, step)
         else:
             command = shlex.join(["python", "-m", "pretrain", *sys.argv[1:]])

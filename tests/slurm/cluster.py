@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: one controller and two node daemons, which it takes for two nodes.
+"""A real Slurm on this machine: one controller and three node daemons, which it takes for three nodes.
 
     python tests/slurm/cluster.py install        # the packages, from the system's own (Debian, Ubuntu; root)
     python tests/slurm/cluster.py up FOLDER      # starts everything; then export SLURM_CONF=FOLDER/slurm.conf
@@ -26,14 +26,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-NODES = ("n1", "n2")
+NODES = ("n1", "n2", "n3")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 _MARK = "PRETRAIN_TEST_NODE"  # in the environment of all that runs on a node, and so the way to find it
 
 _CONF = """\
 ClusterName=pretrain
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
+SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -62,10 +62,9 @@ ReturnToService=2
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000
-PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=60 MaxTime=INFINITE
-PartitionName=high Nodes=n1,n2 PriorityTier=9 MaxTime=INFINITE
+{nodes}
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=60 MaxTime=INFINITE
+PartitionName=high Nodes=ALL PriorityTier=9 MaxTime=INFINITE
 """
 
 
@@ -84,7 +83,7 @@ def install() -> None:
 
 
 class Cluster:
-    """Slurm with two nodes.
+    """Slurm with a few nodes.
 
     Args:
         folder: for all that it writes; absolute, and short, for there are sockets in it.
@@ -95,15 +94,21 @@ class Cluster:
         self.conf = self.folder / "slurm.conf"
 
     def up(self) -> None:
-        """Starts what does not run, and waits until both nodes are there."""
-        for name in ("state", "spool-n1", "spool-n2"):
+        """Starts what does not run, and waits until all nodes are there."""
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         if not self.conf.exists():
             key = self.folder / "munge.key"
             key.write_bytes(secrets.token_bytes(128))
             key.chmod(0o600)
             (self.folder / "plugstack.conf").touch()
-            self.conf.write_text(_CONF.format(folder=self.folder, host=socket.gethostname(), ports=_free_ports(3)))
+            port, *ports = _free_ports(1 + len(NODES))
+            host = socket.gethostname()
+            nodes = [
+                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={place} CPUs=4 RealMemory=4000"
+                for node, place in zip(NODES, ports, strict=True)
+            ]
+            self.conf.write_text(_CONF.format(folder=self.folder, host=host, port=port, nodes="\n".join(nodes)))
         if not self._runs("munged"):
             (self.folder / "munge.socket").unlink(missing_ok=True)
             files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid"}
@@ -114,7 +119,7 @@ class Cluster:
             self.call("slurmctld")
         for node in NODES:
             self.revive(node)
-        self.wait(lambda: self.states() == ["idle", "idle"], 60, "two idle nodes")
+        self.wait(lambda: set(self.states()) == {"idle"}, 60, "idle nodes")
 
     def down(self) -> None:
         """Ends everything, jobs included. The folder stays: there are the logs."""

@@ -28,7 +28,7 @@ def running_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
-    """Two idle nodes; what a test left there is ended."""
+    """Idle nodes; what a test left there is ended."""
     yield running_cluster
     running_cluster.call("scancel", "--user=root")
     running_cluster.up()

@@ -9,8 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = {
     "srun": 'printf "%s\\n" "$@" > srun.words; env > srun.environment; exit ${SRUN_EXITS:-0}',
-    "scontrol": 'if [ "$1" = show ]; then echo n7; echo n8; else echo "$@" >> scontrol.words; fi',
-    "squeue": "echo ${SQUEUE_SAYS:-RUNNING}",
+    "scontrol": """case "$*" in
+        *hostnames*) echo n7; echo n8 ;;
+        *job*) echo "JobId=41 ${JOB_IS:-JobState=RUNNING PreemptTime=None} Restarts=0" ;;
+        *) echo "$@" >> scontrol.words ;;
+    esac""",
     "nvidia-smi": "exit 1",
     "apptainer": "exit 1",
 }

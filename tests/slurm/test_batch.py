@@ -114,20 +114,37 @@ def test_a_container_takes_the_place_of_the_environment(tmp_path: Path, file: st
     assert words[words.index(str(image)) + 1] == "python"
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (3, False), (137, False), (138, True), (143, True)])
-def test_a_stop_that_the_training_did_not_hear_is_heard_here(tmp_path: Path, code: int, requeued: bool) -> None:
-    process, _ = run_batch("pretrain.sbatch", WORDS, tmp_path, SRUN_EXITS=str(code))
+RUNS, PREEMPTED, ENDS = (
+    "JobState=RUNNING PreemptTime=None",
+    "JobState=RUNNING PreemptTime=2026-01-01T00:00:00",
+    "JobState=COMPLETING PreemptTime=None",
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "job", "requeued"),
+    [
+        *((code, PREEMPTED, False) for code in (0, 1, 3, 137)),
+        *((138, job, job != ENDS) for job in (RUNS, PREEMPTED, ENDS)),
+        *((143, job, job == PREEMPTED) for job in (RUNS, PREEMPTED, ENDS)),
+    ],
+)
+def test_a_stop_that_the_training_did_not_hear_is_heard_here(
+    tmp_path: Path, code: int, job: str, requeued: bool
+) -> None:
+    process, _ = run_batch("pretrain.sbatch", WORDS, tmp_path, SRUN_EXITS=str(code), JOB_IS=job)
     asked = tmp_path / "scontrol.words"
     assert process.returncode == code
     assert (asked.read_text() if asked.exists() else "") == ("requeue 41\n" if requeued else "")
 
 
-def test_what_a_container_asks_for_is_done_unless_the_job_is_cancelled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal", ["SIGUSR1", "SIGTERM"])
+def test_what_a_container_asks_for_is_done_unless_the_job_is_cancelled(tmp_path: Path, signal: str) -> None:
     run_batch("pretrain.sbatch", WORDS, tmp_path)
-    (tmp_path / "slurm-programs" / "srun").write_text('#!/bin/sh\ntouch "$PRETRAIN_REQUEUE"; exit 137\n')
-    for says in ("COMPLETING", "RUNNING"):
+    (tmp_path / "slurm-programs" / "srun").write_text(f'#!/bin/sh\necho {signal} > "$PRETRAIN_REQUEUE"; exit 137\n')
+    for job in (ENDS, PREEMPTED):
         assert not (tmp_path / "scontrol.words").exists()
-        run_batch("pretrain.sbatch", WORDS, tmp_path, SQUEUE_SAYS=says)
+        run_batch("pretrain.sbatch", WORDS, tmp_path, JOB_IS=job)
     assert (tmp_path / "scontrol.words").read_text() == "requeue 41\n"
     assert not list(tmp_path.glob(".requeue*"))
 

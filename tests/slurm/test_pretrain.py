@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import NODES, Cluster
 from tests.slurm.submitted import STEPS, Submitted
 
 ONE = ("-N1", "trainer=cpu")
@@ -72,18 +72,16 @@ def at_the_time_limit(job: Submitted) -> None:
 
 
 def preempted(job: Submitted) -> None:
-    """A job of a partition that goes first wants both nodes."""
-    words = ("--partition=high", "-N2", "--ntasks-per-node=4", "--output=/dev/null", "--wrap=true")
+    """A job of a partition that goes first wants all nodes."""
+    words = ("--partition=high", f"-N{len(NODES)}", "--ntasks-per-node=4", "--output=/dev/null", "--wrap=true")
     job.cluster.call("sbatch", *words)
     job.wait_for_state("PENDING")
 
 
 def without_a_node(job: Submitted) -> None:
-    """The last of its nodes is gone from one moment to the next, and comes back."""
-    node = job.cluster.call("scontrol", "show", "hostnames", job.facts["NodeList"]).split()[-1]
-    job.cluster.lose(node)
+    """The last of its nodes is gone from one moment to the next; there is another that can take its place."""
+    job.cluster.lose(job.cluster.call("scontrol", "show", "hostnames", job.facts["NodeList"]).split()[-1])
     job.wait_for_state("PENDING")
-    job.cluster.revive(node)
 
 
 def cases() -> Iterator[Any]:

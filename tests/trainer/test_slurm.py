@@ -20,7 +20,7 @@ from pretrain.trainer.slurm import ATTEMPTS, Job
 SCONTROL = """#!/bin/sh
 echo "$*" >> "$0.asked"
 case "$*" in
-    *show*) echo "JobId=7 JobName=x JobState=$(cat "$0.state") Reason=None" ;;
+    *show*) echo "JobId=7 JobName=x JobState=$(cat "$0.state") Reason=None PreemptTime=$(cat "$0.preempted")" ;;
     requeue*) cat "$0.refusal" >&2; [ ! -s "$0.refusal" ] ;;
 esac
 """
@@ -42,7 +42,8 @@ class Fake:
         self.environment = {"PATH": f"{self.program.parent}:{os.environ['PATH']}"}
         self.environment |= {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
 
-    def says(self, state: str, refusal: str = "") -> None:
+    def says(self, state: str, refusal: str = "", preempted: str = "2026-01-01T00:00:00") -> None:
+        Path(f"{self.program}.preempted").write_text(preempted)
         Path(f"{self.program}.state").write_text(state)
         Path(f"{self.program}.refusal").write_text(refusal)
 
@@ -128,6 +129,15 @@ def test_a_job_that_slurm_is_ending_is_left_alone(fake: Fake, tmp_path: Path, st
     assert fake.requeues == 0
 
 
+def test_what_is_left_of_a_step_that_failed_asks_for_nothing(fake: Fake, tmp_path: Path) -> None:
+    """srun sends it TERM; the time limit's warning is no matter of preemption."""
+    fake.says("RUNNING", preempted="None")
+    assert Job(fake.environment, 0, tmp_path).leave(signal.SIGTERM) == 143
+    assert fake.requeues == 0
+    assert Job(fake.environment, 0, tmp_path).leave(signal.SIGUSR1) == 138
+    assert fake.requeues == 1
+
+
 def test_ctrl_c_and_processes_of_no_step_are_not_slurms(fake: Fake, tmp_path: Path) -> None:
     assert Job(fake.environment, 0, tmp_path).leave(signal.SIGINT) == 130
     by_hand = {name: value for name, value in fake.environment.items() if name != "SLURM_STEP_ID"}
@@ -160,7 +170,7 @@ def test_a_container_leaves_the_requeue_to_the_batch_script(fake: Fake, tmp_path
     ask = tmp_path / "ask"
     environment = fake.environment | {"PATH": str(tmp_path), "PRETRAIN_REQUEUE": str(ask)}
     assert Job(environment, 0, tmp_path).leave(signal.SIGUSR1) == 138
-    assert ask.exists()
+    assert ask.read_text() == "SIGUSR1"
 
 
 def test_a_job_that_gets_no_further_is_given_up(
