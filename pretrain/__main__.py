@@ -54,7 +54,7 @@ def run(cfg: DictConfig) -> None:
     from hydra.types import RunMode
 
     from pretrain import build, launch
-    from pretrain.data.loader import died
+    from pretrain.data.loader import death_of_reader
     from pretrain.records import UserError
     from pretrain.trainer.team import ToldError
     from pretrain.world import World
@@ -81,9 +81,10 @@ def run(cfg: DictConfig) -> None:
     except UserError as mistake:
         sys.exit(f"rank {rank}: {mistake}" if rank else str(mistake))
     except RuntimeError as failure:
-        if not str(failure).startswith("DataLoader worker"):  # torch says so wherever the trainer is just then
+        sentence = death_of_reader(failure)
+        if sentence is None:
             raise
-        sys.exit(died(str(failure).strip()))
+        sys.exit(sentence)
     if one.stop.signal is not None and not one.clock.end:
         sys.exit(job.leave(one.stop.signal))
     if one.state.alarm:

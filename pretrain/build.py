@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -64,6 +65,7 @@ class Run:
             else:
                 self._train()
                 log.info("%s: step %d, %s", self.folder.path, self.state.step, self.state.stopping)
+            self.team.leave()
         finally:
             self.folder.close()
 
@@ -192,6 +194,7 @@ def _restore(path: Path | None, objective: Objective, state: RunState) -> dict[s
     saved = checkpoint.read(path)
     weights.put(objective, saved.pop("objective"))
     state.step, state.samples_seen, state.seconds = (saved[name] for name in ("step", "samples_seen", "seconds"))
+    state.spent |= saved.get("spent", {})
     log.info("goes on from %s (step %d)", path, state.step)
     return saved
 
@@ -224,7 +227,9 @@ def _context(
     views, batch = module.objective.views, sizes.micro_batch
 
     def prepared(batches: Iterable[Batch]) -> Iterator[Batch]:
-        return (module.prepared(one.to(module.device)) for one in batches)
+        for one in batches:
+            state.moved = time.monotonic()
+            yield module.prepared(one.to(module.device))
 
     def examples(count: int) -> Batch:
         return next(prepared(data.examples(cfg.seed, count, views)))
@@ -242,7 +247,8 @@ def _context(
 
     return Context(
         folder=folder.path,
-        leads=team.leads,
+        rank=team.rank,
+        ranks=team.size,
         name=cfg.name,
         run_id=folder.run_id,
         state=state,

@@ -6,16 +6,24 @@ import ctypes
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a file under another name beside its place, flushes it to disk and renames it."""
-    partial = path.with_name(f"{path.name}.{_token()}.tmp")
+    with replacing(path, path.with_name(f"{path.name}.{_token()}.tmp")) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, partial: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which is called `partial` until all of it is on the disk; a failure leaves none."""
     try:
         with open(partial, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

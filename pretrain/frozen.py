@@ -222,7 +222,7 @@ def _from_run(path: Path, weights: Weights) -> Frozen:
     if weights in ("trained", "student"):
         if newest is None:
             raise UserError(f"checkpoint={path}: the run has no complete checkpoint yet")
-        saved = checkpoint.load(newest)
+        saved = checkpoint.load(newest, only=("objective", "step"))
         objective.load_state_dict(saved["objective"])
         step = saved["step"]
     run_id = json.loads((path / "run.json").read_text(encoding="utf-8"))["run_id"]

@@ -157,9 +157,11 @@ class RunState:
     counter). `seconds` of training wall-clock are added up over restarts. `metrics` are those of the last step.
     `stopping` says why no step follows, "" while one does, and `alarm` is what has gone wrong if that is why. `aside`
     seconds went into evaluation, pictures and saving, and `waited` seconds into waiting for data, since this process
-    began to train. `reported` says that the step's metrics hold what is rarely measured. `asked` says
-    why a callback wants the run to stop, which it does at the next step boundary. `due` says that it is time to
-    save. `failed_saves` counts checkpoints that could not be written.
+    began to train; `waited_most` by the rank that waited most. `reported` says that the step's metrics hold what is
+    rarely measured. `asked` says why a callback wants the run to stop, which it does at the next step boundary. `due`
+    says that it is time to save. `failed_saves` counts checkpoints that could not be written. `spent` are the seconds
+    of training wall-clock that went into something else, over restarts, by what it was. `moved` is when something was
+    last done, for whoever watches: a step, or a batch of an evaluation.
     """
 
     step: int = 0
@@ -170,21 +172,31 @@ class RunState:
     alarm: str = ""
     aside: float = 0.0
     waited: float = 0.0
+    waited_most: float = 0.0
     reported: bool = False
     asked: str = ""
     due: bool = False
     failed_saves: int = 0
+    spent: dict[str, float] = field(default_factory=lambda: {"waiting": 0.0, "evaluating": 0.0, "saving": 0.0})
+    moved: float = 0.0
 
     def report(self, **values: float) -> None:
         """Adds to the metrics of the step what is not measured at every step, and must not miss the log."""
         self.metrics.update(values)
         self.reported = True
 
+    def wait(self, seconds: float) -> None:
+        """Counts time spent waiting for data."""
+        self.waited += seconds
+        self.spent["waiting"] += seconds
+
     @contextmanager
-    def set_aside(self) -> Iterator[None]:
+    def set_aside(self, what: str = "evaluating") -> Iterator[None]:
         """Keeps what is done inside out of the training speed, and steps that a GPU has yet to do in it."""
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         start = time.perf_counter()
         yield
-        self.aside += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.aside += seconds
+        self.spent[what] += seconds

@@ -4,12 +4,12 @@
 
 `mae` and `dino` are the work on one image by one core, from the bytes of its file to what leaves the loader: ours
 decodes once and cuts uint8 views (flip, colours and normalisation follow on the device, whose time stands apart);
-`official` are the transforms that facebookresearch/mae and facebookresearch/dino state, on Pillow images. Where the
-extension of `native/` is installed, `ours_region` decodes only what the views need. `loader` are
-batches by `workers` workers, files included: ours, torchvision's ImageFolder and WebDataset, both with the official MAE
-transform. The variants take turns, so that a noisy machine slows all of them alike; each one's least time over the
-rounds counts. `psnr_p5` is the 5th percentile of the likeness, in dB, of our crops to Pillow's bicubic of the same
-boxes. It needs the extra `bench`.
+`official` are the transforms of facebookresearch/mae and facebookresearch/dino (`baselines.py`), on Pillow images.
+Where the extension of `native/` is installed, `ours_region` decodes only what the views need. `loader` are batches by
+`workers` workers, files included: ours, torchvision's ImageFolder and WebDataset, both with the official MAE transform.
+The variants take turns, so that a noisy machine slows all of them alike; each one's least time over the rounds counts.
+`psnr_p5` is the 5th percentile of the likeness, in dB, of our crops to Pillow's bicubic of the same boxes. It needs the
+extra `bench`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,10 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
-from torch import Tensor
+from PIL import Image
 from tqdm import tqdm
 
+from baselines import Work, by_pillow, imagefolder, official_dino, official_mae, webdataset_loader
 from pretrain.arguments import script
 from pretrain.data.index import Index
 from pretrain.data.module import ShardData
@@ -52,11 +51,7 @@ DINO = (
     ),
     ViewSpec(96, count=8, scale=(0.05, 0.4), colors=Colors(blur_sigma=[0.1, 2.0])),
 )
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 _FIRST = 3  # batches of a loader that are not timed
-
-Work = Callable[[Sequence[bytes]], object]
 
 
 @dataclass(frozen=True)
@@ -93,52 +88,6 @@ def ours(specs: Sequence[ViewSpec], decode_for: Callable[..., tuple[Pixels, list
     return work
 
 
-def official_mae() -> Callable[[Image.Image], Tensor]:
-    """Of main_pretrain.py."""
-    from torchvision import transforms as T
-
-    steps = [T.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=T.InterpolationMode.BICUBIC)]
-    whole: Callable[[Image.Image], Tensor] = T.Compose([*steps, T.RandomHorizontalFlip(), *_as_numbers()])
-    return whole
-
-
-def official_dino() -> Callable[[Image.Image], list[Tensor]]:
-    """Of main_dino.py."""
-    from torchvision import transforms as T
-
-    def view(size: int, scale: tuple[float, float], blur: float, solarize: float) -> Callable[[Image.Image], Tensor]:
-        cut = T.RandomResizedCrop(size, scale=scale, interpolation=T.InterpolationMode.BICUBIC)
-        colours = [T.RandomApply([T.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8), T.RandomGrayscale(0.2)]
-        rest = [T.RandomApply([T.Lambda(_blurred)], blur), T.RandomApply([T.Lambda(ImageOps.solarize)], solarize)]
-        one: Callable[[Image.Image], Tensor] = T.Compose(
-            [cut, T.RandomHorizontalFlip(), *colours, *rest, *_as_numbers()]
-        )
-        return one
-
-    views = [view(224, (0.4, 1.0), 1.0, 0.0), view(224, (0.4, 1.0), 0.1, 0.2)] + 8 * [view(96, (0.05, 0.4), 0.5, 0.0)]
-    return lambda image: [one(image) for one in views]
-
-
-def _as_numbers() -> list[Any]:
-    from torchvision import transforms as T
-
-    return [T.ToTensor(), T.Normalize(_MEAN, _STD)]
-
-
-def _blurred(image: Image.Image) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
-
-
-def by_pillow(transform: Callable[[Image.Image], object]) -> Work:
-    """As ImageFolder opens files, less the files."""
-
-    def work(files: Sequence[bytes]) -> None:
-        for data in files:
-            transform(Image.open(io.BytesIO(data)).convert("RGB"))
-
-    return work
-
-
 def likeness(data: bytes, g: int, specs: Sequence[ViewSpec]) -> Iterator[float]:
     """dB between our crops of an image and Pillow's bicubic of the same boxes."""
     pixels, image = decode(data), Image.open(io.BytesIO(data)).convert("RGB")
@@ -167,28 +116,6 @@ def device_part(specs: Sequence[ViewSpec], count: int) -> Callable[[], object]:
 
 
 # ── loaders ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def imagefolder(folder: Path, batch: int, count: int, workers: int) -> Iterable[object]:
-    from torch.utils.data import DataLoader, RandomSampler
-    from torchvision.datasets import ImageFolder
-
-    files = ImageFolder(str(folder), official_mae())
-    sampler = RandomSampler(files, replacement=True, num_samples=batch * count)
-    return DataLoader(files, batch, sampler=sampler, num_workers=workers)
-
-
-def webdataset_loader(urls: list[str], batch: int, workers: int) -> Iterable[object]:
-    import webdataset
-
-    transform = official_mae()
-
-    def opened(sample: dict[str, Any]) -> tuple[Tensor, int]:
-        data = next(sample[extension] for extension in IMAGES if extension in sample)
-        return transform(Image.open(io.BytesIO(data)).convert("RGB")), int(sample.get("cls", b"0"))
-
-    shards = webdataset.WebDataset(urls, resampled=True, shardshuffle=False).shuffle(200).map(opened)
-    return webdataset.WebLoader(shards.batched(batch, partial=False), batch_size=None, num_workers=workers)
 
 
 def processes(data: str, batch: int, count: int) -> Iterator[object]:

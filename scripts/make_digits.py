@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 from pretrain.arguments import script
 from pretrain.data.digits import scene
-from pretrain.data.write import write_shards
+from pretrain.data.write import write_sets
 from pretrain.files import replace_file
 from pretrain.records import UserError
 
@@ -65,7 +65,7 @@ def main(arguments: Arguments) -> None:
             continue
         samples = [(number, repeat, a.side) for repeat in range(a.repeats if a.scenes else 1) for number in part]
         keys = [(f"{number:08d}" + f"-{repeat}" * a.scenes, (number, repeat, side)) for number, repeat, side in samples]
-        write_shards(out, name, keys, load, a.samples_per_shard, [str(digit) for digit in range(10)])
+        write_sets(out, {name: keys}, load, a.samples_per_shard, [str(digit) for digit in range(10)])
 
 
 def _refuse_others(out: Path, arguments: Arguments) -> None:

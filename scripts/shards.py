@@ -30,7 +30,7 @@ from typing import Literal
 from pretrain.arguments import script
 from pretrain.data import skip, source
 from pretrain.data.index import Index, open_index
-from pretrain.data.module import Patterns, open_shards
+from pretrain.data.opening import Patterns, open_shards
 from pretrain.data.skip import write_skip_list
 from pretrain.doctor.dedupe import dedupe, skip_rows
 from pretrain.doctor.finding import write_json

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from pretrain import build
 from pretrain.config import check
 from pretrain.overrides import composed
 from tests.data.shards import write_shards
+from tests.program import Program
 
 SMALL = [
     "+experiment=mae_digits",
@@ -31,6 +34,7 @@ SMALL = [
     "data.shuffle.window=4",
     "callback.log.every_steps=1",
     "callback.log.wandb=disabled",
+    "callback.pictures=null",
     "max_steps=12",
 ]
 
@@ -67,6 +71,15 @@ DINO = [
 ]
 
 
+_CHECKED: set[tuple[str, ...]] = set()
+
+_composed = functools.cache(composed)
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
+
+
 class Job:
     """Shards, an output folder, and runs of the small configuration in it."""
 
@@ -78,9 +91,10 @@ class Job:
 
     def overrides(self, *extra: str) -> list[str]:
         """The small configuration with some keys replaced; of another experiment the model's sizes are its own."""
-        mine = [f"data.train={self.shards}", f"data.index_dir={self.tmp / 'index'}", f"output_dir={self.out}"]
-        replaced = {word.lstrip("+").partition("=")[0] for word in extra}
-        kept = [word for word in (*SMALL, *mine) if word.lstrip("+").partition("=")[0] not in replaced]
+        replaced = {_key(word) for word in extra}
+        there = {f"{key.rpartition('.')[0]}=null" for key in replaced}  # again, where a part of it is set
+        mine = [f"{key}={path}" for key, path in self._paths().items()]
+        kept = [word for word in (*SMALL, *mine) if _key(word) not in replaced and word not in there]
         if "experiment" in replaced:
             mine = ("encoder.", "objective.") if "+experiment=dino_cifar10_vits" in extra else ("encoder.",)
             kept = [word for word in kept if not word.startswith(mine)]
@@ -88,16 +102,28 @@ class Job:
 
     def run(self, *extra: str) -> build.Run:
         """Trains in this process."""
-        cfg = composed(self.overrides(*extra))
-        assert check(cfg) == []
-        run = build.run_of(cfg)
+        run = build.run_of(self.configuration(*extra))
         run.fit()
         return run
 
-    def start(self, *extra: str) -> subprocess.Popen[str]:
+    def configuration(self, *extra: str) -> DictConfig:
+        """What `overrides` give. Hydra takes longer than a few steps do: it composes the same words but once."""
+        paths = {key: path for key, path in self._paths().items() if key not in map(_key, extra)}
+        words = tuple(word for word in self.overrides(*extra) if _key(word) not in paths)
+        cfg = copy.deepcopy(_composed(words))
+        for key, path in paths.items():
+            OmegaConf.update(cfg, key, str(path))
+        if words not in _CHECKED:
+            assert check(cfg) == []
+            _CHECKED.add(words)
+        return cfg
+
+    def _paths(self) -> dict[str, Path]:
+        return {"data.train": self.shards, "data.index_dir": self.tmp / "index", "output_dir": self.out}
+
+    def start(self, *extra: str, session: bool = False) -> Program:
         """Trains in a process of its own."""
-        command = [sys.executable, "-m", "pretrain", *self.overrides(*extra)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.tmp)
+        return Program(self.overrides(*extra), self.tmp, session=session)
 
     def rows(self) -> list[dict[str, Any]]:
         """The journal."""

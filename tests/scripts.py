@@ -9,8 +9,18 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent.parent / "scripts"
+
+
+def loaded(name: str, as_name: str = "script") -> dict[str, Any]:
+    """What a script defines; as Python does, with its folder among those that modules are looked for in."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return runpy.run_path(str(FOLDER / f"{name}.py"), run_name=as_name)
+    finally:
+        sys.path.remove(str(FOLDER))
 
 
 def run_script(name: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -20,7 +30,7 @@ def run_script(name: str, *words: str) -> subprocess.CompletedProcess[str]:
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+                loaded(name, "__main__")
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else int(end.code is not None)
                 if isinstance(end.code, str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import runpy
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,14 @@ from PIL import Image
 from pretrain.assemble import objective_of
 from pretrain.overrides import composed
 from pretrain.view import crop
-from tests.scripts import FOLDER
+from tests.scripts import loaded
 
 pytest.importorskip("torchvision")
 
 
 @pytest.fixture(scope="module")
 def bench() -> dict[str, Any]:
-    return runpy.run_path(str(FOLDER / "bench_data.py"))
+    return loaded("bench_data")
 
 
 def photograph() -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from pretrain.assemble import objective_of
 from pretrain.overrides import composed
-from tests.scripts import FOLDER, run_script
+from tests.scripts import loaded, run_script
 
 HIERA = ["img_size=32", "embed_dim=8", "stages=[1,1,1,1]", "patch_kernel=3", "patch_stride=1", "patch_padding=1"]
 SMALL = ["trainer=cpu", "objective.decoder.embed_dim=48", "objective.decoder.depth=1", "batch=2", "rounds=1"]
@@ -26,7 +25,7 @@ def test_transformers_builds_the_same_model(make: str, recipe: str) -> None:
     pytest.importorskip("transformers")
     cfg = composed([f"+experiment={recipe}"])
     with torch.device("meta"):
-        baseline: Any = runpy.run_path(str(FOLDER / "bench_step.py"))[make](cfg)
+        baseline: Any = loaded("bench_step")[make](cfg)
     parameters = [
         sum(one.numel() for one in module.parameters() if one.requires_grad) for module in (baseline, objective_of(cfg))
     ]

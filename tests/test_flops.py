@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pretrain.encoder.vit import ViT
 from pretrain.nn.attention import attend
 from pretrain.plan import Masking, empty_batch, masking, operations
 from tests.hiera import SMALL
-from tests.scripts import FOLDER, run_script
+from tests.scripts import FOLDER, loaded, run_script
 
 DOCS = FOLDER.parent / "docs"
 WIDTH, DEPTH = 24, 2
@@ -121,7 +120,7 @@ def test_a_recipe_that_does_not_exist_is_refused() -> None:
 
 
 def test_the_documented_table_is_the_measured_one() -> None:
-    row = runpy.run_path(str(FOLDER / "flops.py"))["row"]
+    row = loaded("flops")["row"]
     results = json.loads((DOCS / "measurements" / "flops.json").read_text())
     assert results.pop("run")["overrides"] == []
     page = (DOCS / "performance.md").read_text()

@@ -40,6 +40,7 @@ ALLOWED = {
     "trainer": {"optim", "objective.objective"},
     "assemble": {"config", "encoder.encoder", "objective.objective"},
     "build": {"*"},
+    "proof": {"callback.journal", "trainer.checkpoint"},
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
     | {"signature", "trainer.checkpoint", "view"},
     "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "view"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,17 +10,24 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from pretrain.data.opening import open_shards
 from tests.job import Job
+from tests.program import pretrain
 
 
-def pretrain(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(autouse=True)
+def _no_shards_are_named_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PRETRAIN_TRAIN_SHARDS", raising=False)
+
+
+def anew(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """In a process that Python starts from nothing."""
     command = [sys.executable, "-m", "pretrain", *arguments]
-    variables = {name: value for name, value in os.environ.items() if name != "PRETRAIN_TRAIN_SHARDS"} | environment
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=variables, check=False, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300)
 
 
 def test_cfg_job_shows_everything_without_shards_or_gpu(tmp_path: Path) -> None:
-    result = pretrain("+experiment=mae_vitl", "--cfg", "job", cwd=tmp_path)
+    result = anew("+experiment=mae_vitl", "--cfg", "job", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     cfg = OmegaConf.create(result.stdout)
     assert (cfg.encoder.depth, cfg.objective.decoder.depth, cfg.global_batch_size) == (24, 8, 4096)
@@ -37,10 +43,11 @@ def test_a_wrong_command_ends_with_sentences_and_touches_nothing(tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_says_what_it_does(job: Job) -> None:
+def test_a_run_says_what_it_does(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = f"{job.shards}/s-{{000000..000003}}.tar"
     overrides = [word for word in job.overrides("batch_size_per_device=4") if not word.startswith("data.train")]
-    result = pretrain(*overrides, cwd=job.tmp, PRETRAIN_TRAIN_SHARDS=shards)
+    monkeypatch.setenv("PRETRAIN_TRAIN_SHARDS", shards)
+    result = anew(*overrides, cwd=job.tmp)
     assert result.returncode == 0, result.stderr
     for line in [
         "global batch 8 = 1 device × 4 samples × 2 accumulated",
@@ -54,7 +61,7 @@ def test_a_run_says_what_it_does(job: Job) -> None:
     assert "Warning" not in result.stderr
     assert "litlogger" not in result.stdout + result.stderr
     assert {path.name for path in job.tmp.iterdir()} == {"shards", "index", "run"}  # nothing else is left behind
-    again = pretrain(*overrides, cwd=job.tmp, PRETRAIN_TRAIN_SHARDS=shards)
+    again = pretrain(*overrides, cwd=job.tmp)
     assert again.returncode == 0
     assert f"{job.out} is finished: all 12 steps are done" in again.stdout
 
@@ -82,14 +89,14 @@ def test_a_sweep_gets_a_folder_a_job(job: Job) -> None:
 
 
 def test_without_words_it_says_what_it_wants(tmp_path: Path) -> None:
-    nothing, asked = pretrain(cwd=tmp_path), pretrain("--help", cwd=tmp_path)
+    nothing, asked = anew(cwd=tmp_path), pretrain("--help", cwd=tmp_path)
     assert (nothing.returncode, asked.returncode) == (2, 0)
     assert "python -m pretrain +experiment=mae_vitl" in nothing.stdout
     assert "mae_cifar10" in nothing.stdout
 
 
 def test_too_few_images_stand_among_the_other_mistakes(job: Job) -> None:
-    job.run("max_steps=1")  # which builds the index
+    open_shards(str(job.shards), str(job.tmp / "index"))  # which builds the index
     result = pretrain(*job.overrides("global_batch_size=100", "encoder.depth=0"), cwd=job.tmp)
     assert "encoder.depth=0: must be at least 1" in result.stderr
     assert "global_batch_size=100: there are only 41 images" in result.stderr
@@ -104,11 +111,21 @@ def test_small_recipes_train_on_real_images(experiment: str, data_dir: Path, tmp
     assert "8,000 samples an epoch" in result.stdout
 
 
-def test_a_published_recipe_shrinks_to_a_cpu_by_overrides_alone(data_dir: Path, tmp_path: Path) -> None:
-    """ViT-L, as it is, two steps of four photographs."""
-    words = ["+experiment=mae_vitl", "trainer=cpu", "max_steps=2", "global_batch_size=4"]
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param(["encoder.depth=1", "objective.decoder.depth=1"], id="of one block"),
+        pytest.param([], id="as it is", marks=pytest.mark.full),
+    ],
+)
+def test_a_published_recipe_shrinks_to_a_cpu_by_overrides_alone(
+    data_dir: Path, tmp_path: Path, sizes: list[str]
+) -> None:
+    """ViT-L, two steps of four photographs."""
+    words = ["+experiment=mae_vitl", "trainer=cpu", "max_steps=2", "global_batch_size=4", *sizes]
     words += [f"data.train={data_dir}/photos/photos-*.tar", f"output_dir={tmp_path / 'run'}"]
     result = pretrain(*words, f"data.index_dir={tmp_path / 'i'}", "callback.log.wandb=disabled", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "global batch 4 = 1 device × 4 samples × 1 accumulated" in result.stdout
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").encoder.embed_dim == 1024
     assert (tmp_path / "run" / "pictures" / "reconstruction_00000002.png").is_file()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import numpy as np
 import pytest
 
 from pretrain.data.order import Order, Shuffle
-from tests.scripts import FOLDER, run_script
+from tests.scripts import FOLDER, loaded, run_script
 
-SCRIPT = runpy.run_path(str(FOLDER / "order_quality.py"))
+SCRIPT = loaded("order_quality")
 MEASURED = FOLDER.parent / "docs" / "measurements"
 FILES = ["order_quality_imagenet", "order_quality_cifar10"]
 

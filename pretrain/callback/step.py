@@ -20,7 +20,7 @@ class Context:
 
     Attributes:
         folder: of the run.
-        leads: whether this is the rank that writes and speaks for all.
+        rank, ranks: of this process, and how many there are.
         name: of the run.
         run_id: identifies the run over restarts.
         state: the run's counters and the last step's metrics; a callback may add metrics of its own.
@@ -39,7 +39,8 @@ class Context:
     """
 
     folder: Path
-    leads: bool
+    rank: int
+    ranks: int
     name: str
     run_id: str
     state: RunState
@@ -55,6 +56,11 @@ class Context:
     illustrate: Callable[[Batch], dict[str, Tensor]]
     health: Callable[[Batch], dict[str, Tensor]]
     alarms: Callable[[Mapping[str, float]], Iterable[str]]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes and speaks for all."""
+        return self.rank == 0
 
 
 class StepCallback(Callback, ABC):

@@ -40,13 +40,13 @@ class Throughput(StepCallback):
         samples, elapsed = state.samples_seen - self._samples, time.perf_counter() - self._time
         elapsed -= state.aside - self._aside
         state.metrics["images_per_second"] = samples / elapsed
-        state.metrics["data_wait"] = (state.waited - self._waited) / elapsed
+        state.metrics["data_wait"] = (state.waited_most - self._waited) / elapsed
         state.metrics["peak_memory_gb"] = peak_memory_gb()
         self._mark()
 
     def _mark(self) -> None:
         state = self.context.state
-        self._samples, self._aside, self._waited = state.samples_seen, state.aside, state.waited
+        self._samples, self._aside, self._waited = state.samples_seen, state.aside, state.waited_most
         self._time = time.perf_counter()
 
 

@@ -91,7 +91,7 @@ def rows_of(folder: Path) -> tuple[dict[str, dict[str, Any]], bool]:
         content = json.loads((folder / "index.json").read_bytes())
         rows = {row["name"]: row for row in content["shards"] if _is_row(row)}
         ours = content.get("format") in (1, _FORMAT) and len(rows) == len(content["shards"])
-        return rows if content.get("format") == _FORMAT else {}, ours
+        return rows if ours and content["format"] == _FORMAT else {}, ours
     except FileNotFoundError:
         return {}, True
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # somebody else's

@@ -88,11 +88,11 @@ class Loader:
         """What comes next, None at the end."""
         try:
             return next(batches, None)
-        except RuntimeError:
-            for reader in readers:
-                if not reader.is_alive():
-                    raise UserError(died(f"exit code {reader.exitcode}")) from None
-            raise
+        except RuntimeError as failure:
+            sentence = death_of_reader(failure, readers)
+            if sentence is None:
+                raise
+            raise UserError(sentence) from None
 
     def _start(self) -> DataLoader[Any]:
         """One reader process with slots for all batches that can be under way, or none."""
@@ -128,11 +128,18 @@ class _Guarded(IterableDataset[Batch | Parcel | str]):
             yield str(failure)
 
 
-def died(how: str) -> str:
-    """The sentence for a reader process that is gone."""
+def death_of_reader(failure: RuntimeError, readers: Sequence[multiprocessing.process.BaseProcess] = ()) -> str | None:
+    """The sentence for a reader process that is gone, None if this failure tells of something else.
+
+    torch tells of it wherever the trainer is just then, by these words alone: what fails for another reason while a
+    reader happens to be dead keeps its own traceback.
+    """
+    if not str(failure).startswith("DataLoader worker"):
+        return None
+    codes = [f"exit code {reader.exitcode}" for reader in readers if not reader.is_alive()]
     return (
-        f"the reader process died ({how}). If the machine ran out of memory, lower data.shuffle.window, "
-        "data.shuffle.streams or data.prefetch; else start again by the same command"
+        f"the reader process died ({(codes or [str(failure).strip()])[0]}). If the machine ran out of memory, lower "
+        "data.shuffle.window, data.shuffle.streams or data.prefetch; else start again by the same command"
     )
 
 

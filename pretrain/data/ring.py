@@ -100,9 +100,8 @@ class Ring:
         values = [spec.count * batch * spec.channels * math.prod(spec.height_width) for spec in specs]
         sizes = [number * spec.dtype.itemsize for number, spec in zip(values, specs, strict=True)]
         self.slot_size = sum(_aligned(size) for size in sizes)
-        self._first = (
-            -(-slots // mmap.PAGESIZE) * mmap.PAGESIZE
-        )  # before the slots a flag, a byte, for each: 1 if taken
+        flags = slots  # before the slots themselves, a byte for each: 1 if taken
+        self._first = -(-flags // mmap.PAGESIZE) * mmap.PAGESIZE
         self._file = os.memfd_create("pretrain-batches") if hasattr(os, "memfd_create") else _unnamed_file()
         weakref.finalize(self, os.close, self._file)  # what is mapped stays mapped for those who hold it
         os.ftruncate(self._file, self._start(slots))

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import webdataset
 from tqdm import tqdm
@@ -21,41 +21,12 @@ from tqdm import tqdm
 from pretrain.data.index import owns_index, write_index
 from pretrain.data.label import CLASSES
 from pretrain.data.sidecar import Shard, describe_shard, scan
-from pretrain.files import replace_file
+from pretrain.files import replace_file, replacing
 from pretrain.records import UserError
 
 _THREADS = 8
 
 T = TypeVar("T")
-
-
-def write_shards(
-    out: Path,
-    name: str,
-    keys: Sequence[tuple[str, T]],
-    load: Callable[[T], dict[str, bytes]],
-    samples_per_shard: int,
-    classes: Sequence[str] = (),
-    settings: object = None,
-    threads: int = _THREADS,
-) -> list[Shard]:
-    """Writes `NAME-000000.tar`, `NAME-000001.tar`, …, their sidecars and `index.json`, with a progress bar.
-
-    Args:
-        out: the folder.
-        name: what the shards' names begin with.
-        keys: (key, what to load) of every sample, in their order.
-        load: gives a sample's members, extension → bytes.
-        samples_per_shard: of all shards but the last, which may have fewer.
-        classes: the name of each class number, for `classes.json`; one that is there already stays as it is.
-        settings: what else decides what `load` gives, with a `repr` that says so: a killed call goes on for the same
-            keys and settings alone.
-        threads: shards that are written at once.
-
-    Raises:
-        UserError: the folder holds such shards already, not left by this very call.
-    """
-    return write_sets(out, {name: keys}, load, samples_per_shard, classes, settings, threads)
 
 
 def write_sets(
@@ -67,7 +38,23 @@ def write_sets(
     settings: object = None,
     threads: int = _THREADS,
 ) -> list[Shard]:
-    """The same for several sets, name → keys: none of them is there, or the call is started again and all will be."""
+    """Writes `NAME-000000.tar`, `NAME-000001.tar`, … of each set, their sidecars and `index.json`, with a progress bar.
+
+    None of the sets is listed there before all are: a call that was killed is started again.
+
+    Args:
+        out: the folder.
+        sets: what the shards' names begin with → (key, what to load) of every sample, in their order.
+        load: gives a sample's members, extension → bytes.
+        samples_per_shard: of all shards of a set but the last, which may have fewer.
+        classes: the name of each class number, for `classes.json`; one that is there already stays as it is.
+        settings: what else decides what `load` gives, with a `repr` that says so: a killed call goes on for the same
+            keys and settings alone.
+        threads: shards that are written at once.
+
+    Raises:
+        UserError: the folder holds such shards already, not left by this very call.
+    """
     marker = out / f".{'+'.join(sets)}.writing"
     digest = hashlib.sha256(repr((list(sets), samples_per_shard, settings)).encode())
     for keys in sets.values():
@@ -112,12 +99,7 @@ def _write_set(
 
 def _claim(out: Path, names: Iterable[str], marker: Path, digest: str) -> None:
     """Refuses a folder that holds shards of such a name, unless a killed call with the same samples left them."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise UserError(f"out={out}: {failure.strerror}; choose another folder") from None
-    if not owns_index(out):
-        raise UserError(f"out={out}: its index.json is not one of ours and would be overwritten; choose another folder")
+    make_folder(out)
     if marker.is_file() and marker.read_text(encoding="utf-8") == digest:
         return
     if found := sorted(path for name in names for path in out.glob(f"{name}-[0-9]*.tar")):
@@ -127,26 +109,35 @@ def _claim(out: Path, names: Iterable[str], marker: Path, digest: str) -> None:
     replace_file(marker, digest.encode())
 
 
+def make_folder(out: Path) -> None:
+    """Makes the folder that shards and their index are written to.
+
+    Raises:
+        UserError: it cannot be made, or somebody else's `index.json` is there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise UserError(f"out={out}: {failure.strerror}; choose another folder") from None
+    if not owns_index(out):
+        raise UserError(f"out={out}: its index.json is not one of ours and would be overwritten; choose another folder")
+
+
 def _write_tar(path: Path, keys: Sequence[tuple[str, T]], load: Callable[[T], dict[str, bytes]]) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    with open(partial, "wb") as file:
-        with webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
-            for key, item in keys:
-                tar.write({"__key__": key, **load(item)})
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with _appearing(path) as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+        for key, item in keys:
+            tar.write({"__key__": key, **load(item)})
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
     """A tar of (name, bytes) in that order, which appears under its name when it is whole."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with open(partial, "wb") as file:
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for name, content in members:
-                member = tarfile.TarInfo(name)
-                member.size, member.mode = len(content), 0o444
-                tar.addfile(member, io.BytesIO(content))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with _appearing(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o444
+            tar.addfile(member, io.BytesIO(content))
+
+
+def _appearing(path: Path) -> AbstractContextManager[IO[bytes]]:
+    """A shard being written. It always has the same other name: what a killed call left is written over."""
+    return replacing(path, path.with_name(f".{path.name}.tmp"))

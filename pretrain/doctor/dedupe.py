@@ -2,8 +2,8 @@
 
 The first of each is kept, and those of `val` before all: a training sample that is also in `val` is left out. What is
 left out looks the same as one that is kept, or is an exact copy of such a sample: no chain of likenesses leads away
-from what stays. Images that were resized,
-saved again with less quality, or had their colours changed a little look the same; mirrored, cut or turned ones do not.
+from what stays. Images that were resized, saved again with less quality, or had their colours changed a little look the
+same; mirrored, cut or turned ones do not.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from typing import IO
 from tqdm import tqdm
 
 from pretrain.data import source
-from pretrain.data.index import owns_index, write_index
+from pretrain.data.index import write_index
 from pretrain.data.sidecar import Shard, scan
-from pretrain.data.write import write_tar
+from pretrain.data.write import make_folder, write_tar
 from pretrain.doctor.finding import Finding
 from pretrain.doctor.parallel import ordered
 from pretrain.doctor.shard import Content, is_unsafe, local_copy, read_member, read_shard, safe_key
@@ -79,12 +79,7 @@ def _names(urls: Sequence[str], out: Path) -> dict[str, str]:
         raise UserError(f"out={out}: two shards are called {twice[0]}; repair them in two calls, to two folders")
     if there:
         raise UserError(f"out={out}: it already holds {there[0]}; choose another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise UserError(f"out={out}: {failure.strerror}; choose another folder") from None
-    if not owns_index(out):
-        raise UserError(f"out={out}: its index.json is not one of ours and would be overwritten; choose another folder")
+    make_folder(out)
     return names
 
 

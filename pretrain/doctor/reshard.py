@@ -17,7 +17,7 @@ from typing import Any
 from pretrain.data import source
 from pretrain.data.index import Index, open_index
 from pretrain.data.label import read_classes
-from pretrain.data.write import write_shards
+from pretrain.data.write import write_sets
 from pretrain.doctor.repair import distinct
 from pretrain.doctor.sample import Samples, refuse_none
 from pretrain.doctor.shard import refuse_their_folder
@@ -106,9 +106,8 @@ def reshard(index: Index, out: Path, how: Resharding, workers: int, timed: bool)
         return members
 
     keys = list(zip(distinct(index.key(*place) for place in places), places, strict=True))
-    written = write_shards(
-        out, how.name, keys, load, how.samples_per_shard, _classes(index), (index.digest, how), workers
-    )
+    settings = (index.digest, how)
+    written = write_sets(out, {how.name: keys}, load, how.samples_per_shard, _classes(index), settings, workers)
     after = Samples(open_index([shard.url for shard in written], prefix=""))
     outcome = Outcome(len(places), len(written), _size(samples), _size(after), done)
     if timed:

@@ -33,7 +33,7 @@ class Samples:
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self.reader = Reader()
+        self.reader = Reader(index.access)
         self._whole = Index(index.shards)  # with what a skip list leaves out
 
     def places(self) -> list[tuple[int, int]]:

@@ -6,7 +6,6 @@ thread, and its images are decoded by all.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections import Counter
@@ -29,8 +28,6 @@ from pretrain.doctor.image import LABELS, image_trouble, label_trouble
 from pretrain.doctor.parallel import ordered
 from pretrain.doctor.shard import Content, Reading, is_unsafe, local_copy, read_member, read_shard
 from pretrain.records import UserError
-
-_TYPES = {"name": str, "count": int, "bytes": int, "sha256": str, "modified": int, "sidecar": str}  # of index.json
 
 
 @dataclass
@@ -178,16 +175,8 @@ def index_findings(url: str, reading: Reading) -> list[Finding]:
 
 def _listed(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """(the rows of a folder's index.json by their names, what is wrong with the file)."""
-    try:
-        rows, ours = rows_of(folder)
-        json.loads((folder / "index.json").read_bytes() if (folder / "index.json").is_file() else b"{}")
-    except (ValueError, RecursionError):
-        return {}, ["is no json"]
-    if not ours:
-        return {}, ["is none of ours, or damaged, so it is not used"]
-    odd = [name for name, row in rows.items() if any(type(row[word]) is not kind for word, kind in _TYPES.items())]
-    causes = [f"what it says of `{name}` cannot be understood" for name in odd]
-    return {name: row for name, row in rows.items() if name not in odd}, causes
+    rows, ours = rows_of(folder)
+    return rows, [] if ours else ["is none of ours, or damaged, so it is not used"]
 
 
 def _sidecar_causes(path: Path, reading: Reading) -> list[str]:

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +139,18 @@ def _finish(partial: Path, target: Path, step: int, sizes: list[dict[str, int]])
     _flush_folder(target.parent)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, only: Sequence[str] = ()) -> dict[str, Any]:
     """The state in a checkpoint, whole, on the CPU. Nothing in it is executed.
+
+    Args:
+        path: of the checkpoint.
+        only: the keys that are wanted, if not all are.
 
     Raises:
         ValueError: the checkpoint is not complete.
     """
-    state: dict[str, Any] = pieces.assembled(read(path))
+    stored = read(path)
+    state: dict[str, Any] = pieces.assembled({key: stored[key] for key in only or stored})
     return state
 
 

@@ -28,5 +28,5 @@ class Feed:
         while True:
             start = time.perf_counter()
             batch = next(batches)
-            self.state.waited += time.perf_counter() - start
+            self.state.wait(time.perf_counter() - start)
             yield batch

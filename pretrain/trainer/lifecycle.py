@@ -85,7 +85,7 @@ class Stop(Callback):
         number, alarm, due, seconds, waited = self._agreed()
         self.signal = signal.Signals(int(number)) if number else None
         state.due = bool(due)
-        state.waited = max(state.waited, waited)
+        state.waited_most = max(state.waited, waited)
         if self.team.size > 1:
             self.clock.agreed(seconds)
         if alarm and not state.alarm:
@@ -189,7 +189,7 @@ class Save(Callback):
         state = self.state
         by_steps = self.every_steps is not None and state.step % self.every_steps == 0
         if state.stopping or by_steps or state.due:
-            with state.set_aside():
+            with state.set_aside("saving"):
                 self._save()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

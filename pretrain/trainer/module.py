@@ -197,6 +197,7 @@ class PretrainModule(LightningModule):
             "step": state.step,
             "samples_seen": state.samples_seen,
             "seconds": state.seconds,
+            "spent": dict(state.spent),
         }
 
 

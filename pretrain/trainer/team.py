@@ -132,9 +132,11 @@ class Team:
 
         return wait
 
-    def barrier(self) -> None:
+    def leave(self) -> None:
+        """Ends the process group, once all are here."""
         if self.size > 1:
             dist.barrier(group=self._group)
+            dist.destroy_process_group()
 
 
 def join(world: World, device: torch.device, address: tuple[str, int], minutes: float) -> None:

@@ -74,7 +74,7 @@ def test_copies_keep_out_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ink_is_lighter_than_its_ground_whatever_the_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    noisy = [draw(number).astype(float) / 255 for number in range(200)]
+    noisy = [draw(number).astype(float) / 255 for number in range(80)]
     plain_ground(monkeypatch)
     colours = set()
     for number, picture in enumerate(noisy):
@@ -90,6 +90,7 @@ def test_ink_is_lighter_than_its_ground_whatever_the_colours(monkeypatch: pytest
 
 def test_colours_and_places_hide_the_digit_from_raw_pixels() -> None:
     """1-nearest-neighbour of centred pixels: nearly all of the plain digits are right, few of the scenes."""
+    labels = DIGITS.target[:700]
 
     def nearest_is_right(pixels: NDArray[np.floating]) -> float:
         flat = pixels.reshape(len(pixels), -1)
@@ -97,10 +98,10 @@ def test_colours_and_places_hide_the_digit_from_raw_pixels() -> None:
         flat /= np.linalg.norm(flat, axis=1, keepdims=True)
         similarity = flat @ flat.T
         np.fill_diagonal(similarity, -1)
-        return float((DIGITS.target[similarity.argmax(1)] == DIGITS.target).mean())
+        return float((labels[similarity.argmax(1)] == labels).mean())
 
-    assert nearest_is_right(DIGITS.images) > 0.95
-    assert nearest_is_right(np.stack([draw(number) for number in range(len(DIGITS.images))]).astype(float)) < 0.25
+    assert nearest_is_right(DIGITS.images[: len(labels)]) > 0.95
+    assert nearest_is_right(np.stack([draw(number) for number in range(len(labels))]).astype(float)) < 0.25
 
 
 def members(folder: Path, name: str) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,11 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.data.loader import READERS
+from pretrain.data.index import Index
+from pretrain.data.loader import READERS, Loader
 from pretrain.data.module import ShardData
 from pretrain.data.opening import open_shards
 from pretrain.data.order import Order, Shuffle
-from pretrain.records import UserError
+from pretrain.data.sidecar import Part
+from pretrain.records import Batch, UserError
 from pretrain.trainer.run_folder import differences
 from pretrain.view import region
 from pretrain.view.spec import ViewSpec
@@ -200,9 +203,50 @@ def test_a_reader_that_is_killed_ends_the_run_with_a_sentence_and_harms_nothing_
     os.kill(reader.pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"the reader process died \(exit code -9\). If the machine ran out of memory"):
         list(itertools.islice(batches, 99))
-    for _ in range(1000):  # torch raises in whatever comes next if it still looks after a process that is killed
-        pass
     assert not READERS
+    work_on()
+
+
+class Broken(Index):
+    """With a bug of ours: nothing that data can be the cause of."""
+
+    def parts(self, shard: int, member: int) -> list[Part]:
+        raise ZeroDivisionError("a bug")
+
+
+def test_an_unexpected_error_in_the_reader_harms_nothing_that_comes_after(tmp_path: Path) -> None:
+    """Its traceback holds the iterator, which looked after the process that is now ended."""
+    loader = data(tmp_path, num_workers=1).batches(0, 0, 4, [VIEW])
+    loader.stream.index = Broken(loader.stream.index.shards)
+    with pytest.raises(ZeroDivisionError, match="a bug") as held:
+        next(iter(loader))
+    work_on()
+    assert not READERS
+    assert held.tb is not None
+
+
+def work_on() -> None:
+    """What follows a failure: computing, and processes that end. torch raises in its midst, whenever a process of any
+    kind ends, if it still looks after one that was killed."""
+    for _ in range(5):
+        subprocess.run(["sleep", "0.1"], check=True)
+        assert (torch.ones(8, 8) @ torch.ones(8, 8)).sum() == 512
+
+
+def test_a_failure_of_another_kind_is_not_taken_for_a_dead_reader(tmp_path: Path) -> None:
+    class Fails:
+        def __next__(self) -> Batch:
+            raise RuntimeError(cause)
+
+    reader = multiprocessing.get_context("spawn").Process(target=len, args=((),))
+    reader.start()
+    reader.join(60)
+    cause = "CUDA error: an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match=r"^CUDA error"):
+        Loader._next(Fails(), [reader])  # type: ignore[arg-type]
+    cause = "DataLoader worker (pid 7) exited unexpectedly with exit code 0."
+    with pytest.raises(UserError, match=r"the reader process died \(exit code 0\)"):
+        Loader._next(Fails(), [reader])  # type: ignore[arg-type]
 
 
 def test_an_index_that_vanishes_ends_the_run_with_a_sentence(tmp_path: Path) -> None:

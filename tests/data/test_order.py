@@ -23,7 +23,7 @@ def test_every_sample_comes_exactly_once_an_epoch(number: int) -> None:
     counts, shuffle = random_case(number)
     order = Order(counts, seed=number, shuffle=shuffle)
     everything = [(shard, member) for shard, count in enumerate(counts) for member in range(count)]
-    for epoch in range(3):
+    for epoch in range(2):
         start = epoch * order.num_samples
         assert sorted(order.locate(start + p) for p in range(order.num_samples)) == everything
 
@@ -64,7 +64,7 @@ def test_windows_do_not_all_end_at_once() -> None:
 def test_shards_sorted_by_class_are_mixed_within_a_batch() -> None:
     """The worst case people have: one class a shard. Batches must look like the whole."""
     order = Order([500] * 16, seed=0, shuffle=Shuffle())
-    for batch in range(0, 8000 - 256, 256):
+    for batch in range(0, 8000 - 256, 5 * 256):
         shards = np.bincount([order.locate(g)[0] for g in range(batch, batch + 256)], minlength=16)
         assert shards.max() < 60  # 16 expected
         assert (shards > 0).sum() >= 12

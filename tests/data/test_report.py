@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.data.module import open_shards
+from pretrain.data.opening import open_shards
 from pretrain.data.report import BadSamples, write_report
 from pretrain.frozen import load
 from pretrain.records import Replaced, UserError

@@ -17,7 +17,7 @@ from PIL import Image
 from pretrain.data import crew
 from pretrain.data.gather import gather
 from pretrain.data.index import open_index
-from pretrain.data.write import write_shards
+from pretrain.data.write import write_sets
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_tar
 from tests.scripts import FOLDER, run_script
@@ -194,24 +194,25 @@ def test_a_failure_leaves_no_half_shard(tmp_path: Path) -> None:
 
     keys = [(str(number), number) for number in range(6)]
     with pytest.raises(OSError, match="gone"):
-        write_shards(tmp_path, "train", keys, load, 2)
+        write_sets(tmp_path, {"train": keys}, load, 2)
     assert {path.name for path in tmp_path.glob("train-*.tar")} <= {"train-000000.tar", "train-000002.tar"}
     assert not (tmp_path / "index.json").exists()
-    write_shards(tmp_path, "train", keys, lambda number: {"png": image_bytes(number)}, 2)
+    assert not list(tmp_path.glob(".*.tmp"))
+    write_sets(tmp_path, {"train": keys}, lambda number: {"png": image_bytes(number)}, 2)
     assert open_index([str(path) for path in sorted(tmp_path.glob("*.tar"))]).counts == [2, 2, 2]
 
 
 def test_an_index_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"theirs": 1}')
     with pytest.raises(UserError, match="is not one of ours"):
-        write_shards(tmp_path, "train", [("0", 0)], lambda number: {"png": image_bytes(number)}, 1)
+        write_sets(tmp_path, {"train": [("0", 0)]}, lambda number: {"png": image_bytes(number)}, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
 
 
 def test_another_call_does_not_touch_what_a_killed_one_left(tmp_path: Path) -> None:
     (tmp_path / "train-000000.tar").write_bytes(b"somebody's")
     with pytest.raises(UserError, match="already holds 1 shards"):
-        write_shards(tmp_path, "train", [("0", 0)], lambda number: {"png": image_bytes(number)}, 1)
+        write_sets(tmp_path, {"train": [("0", 0)]}, lambda number: {"png": image_bytes(number)}, 1)
     assert (tmp_path / "train-000000.tar").read_bytes() == b"somebody's"
 
 

@@ -238,6 +238,7 @@ def test_an_index_of_odd_values_is_a_finding(tmp_path: Path, word: str, value: o
     (tmp_path / "index.json").write_text(json.dumps(rows))
     (finding,) = check(shard, other).findings
     assert (finding.kind, Path(finding.shard).name) == ("index", "index.json")
+    assert finding.cause == "is none of ours, or damaged, so it is not used"
 
 
 def test_a_sample_of_other_bytes_than_its_index_is_not_to_be_indexed_anew(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def drawn(folder: Path, *words: str) -> Path:
 def test_two_ways_to_collapse_are_told_from_health(tmp_path: Path) -> None:
     """At equal steps: what the teacher says, how far the student is from it, and how many directions are left."""
     shards = drawn(tmp_path / "shards", "repeats=1", "val_samples=64")
-    short = ["stop_after_steps=100", "global_batch_size=32", "base_lr=1.6e-2"]  # the recipe's rate, for half its batch
+    short = ["stop_after_steps=60", "global_batch_size=32", "base_lr=1.6e-2"]  # the recipe's rate, for half its batch
     short += ["callback.health.every_steps=20", "callback.health.samples=64", "callback.online_knn=null"]
     healthy = trained(shards, tmp_path / "healthy", *short)
     assert min(row["teacher_entropy_of_mean"] for row in healthy) > 4
@@ -54,7 +54,7 @@ def test_two_ways_to_collapse_are_told_from_health(tmp_path: Path) -> None:
     assert min(row["teacher_entropy_of_mean"] for row in selftaught) < 0.5
     assert told(selftaught) < told(healthy) / 3
     assert selftaught[-1]["feature_std"] < healthy[-1]["feature_std"] / 2
-    assert selftaught[-1]["effective_rank"] < healthy[-1]["effective_rank"] / 1.5
+    assert selftaught[-1]["effective_rank"] < healthy[-1]["effective_rank"] / 1.4
 
 
 @pytest.mark.full

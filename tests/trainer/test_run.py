@@ -123,10 +123,11 @@ def test_seeds_differ(job: Job, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_says_so_and_does_nothing(job: Job, caplog: pytest.LogCaptureFixture) -> None:
-    job.run()
+    job.run("callback.pictures.every_steps=6")
     before = digest(job.out / "checkpoints") | digest(job.out / "pictures")
+    assert any(name.endswith(".png") for name in before)
     with caplog.at_level(logging.INFO):
-        job.run()
+        job.run("callback.pictures.every_steps=6")
     assert "is finished: all 12 steps are done" in caplog.text
     assert digest(job.out / "checkpoints") | digest(job.out / "pictures") == before
     assert len(job.rows()) == 12

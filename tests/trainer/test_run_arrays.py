@@ -12,7 +12,7 @@ from PIL import Image
 
 from pretrain import build
 from pretrain.config import check
-from pretrain.data.module import open_shards
+from pretrain.data.opening import open_shards
 from pretrain.frozen import load
 from pretrain.overrides import composed
 from pretrain.records import UserError

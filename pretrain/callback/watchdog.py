@@ -1,0 +1,99 @@
+"""A run that hangs ends, and says where it hung: no collective's time-out does."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+
+from pretrain.callback.step import Context, StepCallback
+from pretrain.records import Problem, refuse
+
+_REMEMBERED = 50  # steps whose median is taken
+_LOOK = 1.0  # seconds between two looks, at most
+_OTHERS = 5.0  # seconds in which the other ranks write their stacks, too
+EXIT_CODE = 70
+
+
+class Watchdog(StepCallback):
+    """Where nothing has moved for long, writes the stacks of all threads to `stacks/rank_00000.txt` and ends the run.
+
+    Every rank watches itself: when one hangs, all soon do, and each leaves its own stacks. What moves a run is a step
+    or a batch of an evaluation.
+
+    Args:
+        context: of the run.
+        factor: so many times the median step is long, if it is longer than
+        least_minutes: this.
+    """
+
+    def __init__(self, context: Context, factor: float = 50.0, least_minutes: float = 10.0) -> None:
+        refuse(self, self.problems(factor, least_minutes))
+        self.context = context
+        self.factor = factor
+        self.least = 60 * least_minutes
+        self._steps: deque[float] = deque(maxlen=_REMEMBERED)
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._step_done = 0.0
+
+    @staticmethod
+    def problems(factor: float, least_minutes: float, **_: object) -> Iterator[Problem]:
+        for name, value in (("factor", factor), ("least_minutes", least_minutes)):
+            if value <= 0:
+                yield name, "must be positive"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.context.state.moved = self._step_done = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def after_step(self, trainer: Trainer) -> None:
+        now = time.monotonic()
+        self._steps.append(now - self._step_done)
+        self.context.state.moved = self._step_done = now
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._end.set()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end.set()
+
+    @property
+    def limit(self) -> float:
+        """Seconds without a move that are too many."""
+        return max(self.least, self.factor * statistics.median(self._steps)) if self._steps else self.least
+
+    def _watch(self) -> None:
+        while not self._end.wait(min(_LOOK, self.least / 4)):
+            still = time.monotonic() - self.context.state.moved
+            if still > self.limit:
+                self._bark(still)
+
+    def _bark(self, still: float) -> None:
+        path = write_stacks(self.context.folder, self.context.rank)
+        state = self.context.state
+        said = (
+            f"\nrank {self.context.rank}: nothing has moved for {still:.0f} s after step {state.step} (a step takes "
+            f"{statistics.median(self._steps or [0.0]):.2f} s): the run ends. Where it hung is in {path}; the same "
+            "command goes on from the last checkpoint\n"
+        )
+        os.write(2, said.encode())
+        time.sleep(min(_OTHERS, self.least))
+        os._exit(EXIT_CODE)
+
+
+def write_stacks(folder: Path, rank: int) -> Path:
+    """Where all threads of this process are."""
+    path = folder / "stacks" / f"rank_{rank:05d}.txt"
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+    return path
