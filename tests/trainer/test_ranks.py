@@ -1,0 +1,134 @@
+"""Several ranks do what one process does: the same losses, the same weights, the same samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.proof import consumed
+from pretrain.trainer import checkpoint
+from tests import ranks
+from tests.job import DINO, HIERA, Job
+
+KINDS = {"mae": [], "hiera": HIERA, "dino": DINO}
+EXACT = [
+    "trainer.precision=64-true",
+    "clip_grad_norm=0.5",
+    "clip_grad_by=parameter",
+    "callback.ledger.enabled=true",
+    "max_steps=6",
+]
+
+
+@dataclass
+class Ended:
+    """What a run came to."""
+
+    losses: list[float]
+    norms: list[float]
+    samples: dict[int, list[tuple[int, str]]]
+    state: dict[str, Any]
+
+    @staticmethod
+    def of(job: Job) -> Ended:
+        newest = checkpoint.newest(job.out / "checkpoints")
+        assert newest is not None
+        rows = job.rows()
+        names = ("loss", "grad_norm")
+        losses, norms = ([row[name] for row in rows] for name in names)
+        return Ended(losses, norms, consumed(job.out), checkpoint.load(newest))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """Each kind of objective, trained by one process with micro-batches of four."""
+    found = {}
+    for kind, words in KINDS.items():
+        job = Job(tmp_path_factory.mktemp(kind))
+        job.run(*words, *EXACT, "batch_size_per_device=4")
+        found[kind] = Ended.of(job)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("strategy", "count", "local"), [("ddp", 2, 2), ("fsdp", 2, 2), ("fsdp", 4, 2)], ids=["ddp", "fsdp", "hybrid"]
+)
+def test_several_ranks_are_one_process(
+    job: Job, alone: dict[str, Ended], kind: str, strategy: str, count: int, local: int
+) -> None:
+    """In float64 to 1e-10 of the weights: sums in another order differ by 1e-16, and AdamW divides by roots of them.
+
+    Micro-batches of one: there are several in a step. Clipping is by parameter, whose norm several ranks have parts of.
+    """
+    ranks.run(job, count, *KINDS[kind], *EXACT, f"trainer={strategy}", "batch_size_per_device=1", local=local)
+    ours, theirs = Ended.of(job), alone[kind]
+    assert len(ours.losses) == 6
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-12)
+    assert ours.norms == pytest.approx(theirs.norms, rel=1e-10)
+    assert ours.samples == theirs.samples
+    assert_close(ours.state["objective"], theirs.state["objective"])
+    assert_close(ours.state["optimizer"]["state"], theirs.state["optimizer"]["state"])
+
+
+def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-10) -> None:
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            assert_close(ours[key], theirs[key], tolerance)
+    elif isinstance(theirs, torch.Tensor):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["mae", "dino"])
+def test_mid_epoch_on_other_numbers_of_ranks(job: Job, kind: str) -> None:
+    """2 ranks × 2 threads, then 1 × 1, then 3 × 2, stopped in the middle of epochs of 41 samples in shards of 10, 7, 1
+    and 23: every global batch is the one of a single process, and so each sample comes once an epoch. In float64 the
+    losses are those of a run in one go.
+    """
+    words = [*KINDS[kind], *EXACT[:-1], "max_steps=12", "global_batch_size=6", "data.shuffle.window=5"]
+    two, three = (["trainer=fsdp", f"data.num_workers={threads}"] for threads in (2, 2))
+    ranks.run(job, 2, *words, *two, "stop_after_steps=4")
+    assert len(list((job.out / "checkpoints/latest").glob("shard_*"))) == 2
+    ranks.run(job, 1, *words, "trainer=cpu", "data.num_workers=1", "stop_after_steps=7")
+    assert not list((job.out / "checkpoints/latest").glob("shard_*"))
+    ranks.run(job, 3, *words, *three)
+    parts = Ended.of(job)
+
+    whole = Job(job.tmp)
+    whole.out = Path(job.tmp / "whole")
+    whole.run(*words, "trainer=cpu")
+    theirs = Ended.of(whole)
+    assert parts.samples == theirs.samples
+    seen = [g for step in sorted(parts.samples) for g, _ in parts.samples[step]]
+    assert seen == list(range(72))
+    epoch = [key for step in sorted(parts.samples) for g, key in parts.samples[step] if g < 41]
+    assert len(set(epoch)) == 41
+    assert parts.losses == pytest.approx(theirs.losses, rel=1e-12)
+    assert_close(parts.state["objective"], theirs.state["objective"])
+
+
+def test_a_batch_that_cannot_be_split_is_refused_with_sizes_that_can(job: Job) -> None:
+    said = ranks.Ranks(job, 3, "trainer=ddp").finish()
+    assert "global_batch_size=8: cannot be split over 3 devices; 6 or 9 could" in said[0]
+
+
+def test_ranks_that_differ_are_named(job: Job) -> None:
+    """Before anything is written."""
+    other = ranks.Ranks(job, 2, "trainer=ddp", own=[["base_lr=1e-3"], ["base_lr=2e-3"]])
+    said = other.finish()
+    assert other.codes == [1, 1]
+    assert "the configuration of rank 1 is not that of rank 0" in said[0]
+    assert '"base_lr": 0.001' in said[0]
+    assert said[1].count("\n") <= 1
+    assert not job.out.exists()
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(
+    job: Job,
+) -> None:
+    """The third step's samples of rank 1 are numbers that overflow: all ranks leave it out."""
