@@ -1,8 +1,8 @@
 """What a stop means in a Slurm job: the job goes back into the queue and starts again by itself.
 
-Slurm asks for a stop by USR1 (`sbatch --signal=USR1@120`: so many seconds before the time limit) or by TERM (preemption).
-When the checkpoint is written, rank 0 has the job requeued. Until then no process may leave: a job whose processes end
-within the time that Slurm gives them has failed, and is not requeued, however they end.
+Slurm asks for a stop by USR1 (`sbatch --signal=USR1@120`: so many seconds before the time limit) or, to make place for
+another job, by TERM. When the checkpoint is written, rank 0 has the job requeued. Until then no process may leave: a
+job whose processes end within the time that Slurm gives them has failed, and is not requeued, however they end.
 
 TERM is also sent to the processes of a job that its user has cancelled, and to what is left of a step when one process
 of it has failed. Such jobs are left alone; what Slurm says of the job tells them apart.
@@ -85,8 +85,8 @@ class Job:
             step = _newest(self.folder)
             if (attempts := self._attempts(step)) >= ATTEMPTS:
                 log.error(
-                    "job %s was requeued %d times and is still at step %d: it is given up. Its time limit must leave room "
-                    "for the start, for --signal's seconds and for one step",
+                    "job %s was requeued %d times and is still at step %d: it is given up. Its time limit must leave "
+                    "room for the start, for --signal's seconds and for one step",
                     *(self.id, attempts, step),
                 )
                 return 1

@@ -15,7 +15,9 @@ from tests.slurm.cluster import Cluster, missing
 @pytest.fixture(scope="session")
 def running_cluster() -> Iterator[Cluster]:
     if os.environ.get("PRETRAIN_TEST_SLURM") != "1":
-        pytest.skip("PRETRAIN_TEST_SLURM is not 1: the tests on a real Slurm, which they start, need root and its packages")
+        pytest.skip(
+            "PRETRAIN_TEST_SLURM is not 1: the tests on a real Slurm, which they start, need root and its packages"
+        )
     assert not missing(), f"{', '.join(missing())}: not installed; see tests/slurm/cluster.py"
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder:  # a short path: there are sockets in it
         cluster = Cluster(Path(folder))

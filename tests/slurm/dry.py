@@ -1,4 +1,4 @@
-"""The batch scripts without a Slurm: what they would run, by programs of Slurm's names that only write down their words."""
+"""The batch scripts without a Slurm: what they would run, told by programs that go by Slurm's names."""
 
 from __future__ import annotations
 

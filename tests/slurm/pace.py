@@ -12,12 +12,12 @@ from pretrain.callback.step import Context
 
 
 class Slow(Callback):
-    """Every step from `after` on takes `seconds` longer, unless Slurm has restarted the job."""
+    """Every step from `after` on takes `seconds` longer in the job's first lives; Slurm begins the others."""
 
-    def __init__(self, context: Context, after: int = 3, seconds: float = 0.5) -> None:
+    def __init__(self, context: Context, after: int = 3, seconds: float = 0.5, lives: int = 1) -> None:
         self.state = context.state
         self.after = after
-        self.seconds = seconds if int(os.environ.get("SLURM_RESTART_COUNT", "0")) == 0 else 0.0
+        self.seconds = seconds if int(os.environ.get("SLURM_RESTART_COUNT", "0")) < lives else 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

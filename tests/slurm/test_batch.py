@@ -1,9 +1,10 @@
-"""The batch scripts, without a Slurm: what they have srun run, where, as how many processes, and what they do after it."""
+"""The batch scripts, without a Slurm: what they have srun run, as how many processes, and what they do after it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,14 @@ def test_probes_and_exports_go_into_the_runs_folder(tmp_path: Path) -> None:
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     _, words = run_batch("probe.sbatch", ["linear", "checkpoint=runs/x", "val=v"], tmp_path, PRETRAIN_TRAIN_SHARDS="/t")
     found = words[words.index("python") :]
-    assert found == ["python", "scripts/linear_probe.py", "checkpoint=runs/x", "val=v", "train=/t", "out=runs/x/probe/linear.json"]
+    assert found == [
+        "python",
+        "scripts/linear_probe.py",
+        "checkpoint=runs/x",
+        "val=v",
+        "train=/t",
+        "out=runs/x/probe/linear.json",
+    ]
     _, words = run_batch("probe.sbatch", ["knn", "checkpoint=runs/x", "train=t", "val=v", "out=o"], tmp_path)
     assert words[-5:] == ["scripts/knn.py", "checkpoint=runs/x", "train=t", "val=v", "out=o"]
     _, words = run_batch("export.sbatch", ["checkpoint=runs/x", "format=timm"], tmp_path)
@@ -185,3 +193,21 @@ def test_the_cluster_of_the_tests_says_how_it_is_used() -> None:
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 1
     assert "cluster.py up FOLDER" in process.stderr
+
+
+def test_both_containers_are_made_of_the_same_files_and_all_are_there() -> None:
+    """Without the programs that build them, this is what can be told."""
+    docker = (ROOT / "container" / "Dockerfile").read_text()
+    copied = [line.split()[1:-1] for line in docker.splitlines() if line.startswith("COPY")]
+    definition = (ROOT / "container" / "pretrain.def").read_text()
+    listed = definition.partition("%files\n")[2].partition("\n%post")[0].split("\n")
+    files = {name for names in copied for name in names}
+    assert files == {line.split()[0] for line in listed if line.strip()}
+    assert all((ROOT / name).exists() for name in files)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = {project["project"]["readme"], *project["project"]["license-files"]}
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert needed | {*wheel["packages"], *wheel["force-include"]} <= files
+    for package in ("python3-venv", "libjpeg-turbo8-dev"):
+        assert package in docker
+        assert package in definition

@@ -1,8 +1,9 @@
-"""The project's batch script on a real Slurm: whatever interrupts the job, it ends with the bits of one that ran through."""
+"""The project's batch script on a real Slurm: whatever interrupts a job, it ends with the same bits."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from tests.slurm.cluster import NODES, Cluster
-from tests.slurm.submitted import STEPS, Submitted
+from tests.slurm.submitted import ROOT, STEPS, Submitted
 
 ONE = ("-N1", "trainer=cpu")
 DDP = ("-N2", "trainer=ddp")
@@ -47,7 +48,9 @@ def content(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def through(running_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, str]], Submitted]:
+def through(
+    running_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[tuple[str, str]], Submitted]:
     """A job of the same kind that nothing interrupts."""
     done: dict[tuple[str, str], Submitted] = {}
 
@@ -117,18 +120,64 @@ def test_interrupted_it_starts_again_and_ends_with_the_same_bits(
     assert [line[-1] for line in re.findall(r"job \d+, restart \d", log)] == ["0", "1"]  # all in one file
     went_on = re.findall(r"goes on from \S+ \(step (\d+)\)", log)
     if event == without_a_node:
-        assert set(went_on) and int(went_on[0]) % 3 == 0
+        assert int(went_on[0]) % 3 == 0
     else:
         signal = "SIGUSR1" if event == at_the_time_limit else "SIGTERM"
         stopped = re.findall(rf"step (\d+), received {signal}", log)
         requeued = re.findall(r"is requeued and goes on from step (\d+)", log)
-        assert set(stopped) == set(requeued) == set(went_on) and len(set(went_on)) == 1, log
+        assert set(stopped) == set(requeued) == set(went_on), log
         saved = sorted(path.name for path in (job.out / "checkpoints").glob("step_*"))
         assert saved == [f"step_{int(went_on[0]):08d}", f"step_{STEPS:08d}"]
     assert "Traceback" not in log or event == without_a_node
-    assert 8 <= int(went_on[0]) + 3 and int(went_on[0]) < STEPS
+    assert len(set(went_on)) == 1
+    assert 8 - 3 <= int(went_on[0]) < STEPS
 
     assert list(job.losses()) == list(range(1, STEPS + 1))
     assert job.losses() == whole.losses()
     last = f"checkpoints/step_{STEPS:08d}"
     assert content(job.out / last) == content(whole.out / last)
+
+
+@FULL
+def test_requeued_twice_it_has_one_folder_and_what_depends_on_it_waits_for_its_end(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """`scancel --signal=USR1`, as a person would; the probe and the export are submitted before anything is there."""
+    job = Submitted(tmp_path / "job", cluster)
+    submit(job, ONE, "data.num_workers=0", "+callback.slow.lives=2")
+    (job.tmp / "scripts").symlink_to(ROOT / "scripts")
+    after, run = (f"--dependency=afterok:{job.number}",), f"checkpoint={job.out}"
+    data = [f"{name}={job.shards}" for name in ("train", "val")]
+    others = [
+        job.sbatch("probe.sbatch", "knn", run, *data, "num_workers=0", flags=after),
+        job.sbatch("export.sbatch", run, "format=timm", flags=after),
+    ]
+    for step in (5, 20):
+        job.wait_for_step(step)
+        cluster.call("scancel", "--signal=USR1", job.number)
+        job.wait_for_state("PENDING")
+    assert [cluster.job(other)["JobState"] for other in others] == ["PENDING", "PENDING"]
+    job.wait_for_state("COMPLETED")
+
+    assert job.facts["Restarts"] == "2"
+    assert [path.name for path in (job.tmp / "runs").iterdir()] == ["small"]
+    went_on = [int(step) for step in re.findall(r"goes on from \S+ \(step (\d+)\)", job.log)]
+    assert 5 <= went_on[0] < went_on[1] < STEPS
+    assert list(job.losses()) == list(range(1, STEPS + 1))
+    for other in others:
+        cluster.wait(
+            lambda other=other: cluster.job(other)["JobState"] == "COMPLETED", 240, "the job that depends on it"
+        )
+    assert "accuracy" in json.loads((job.out / "probe" / "knn.json").read_text())
+    assert (job.out / "export" / "timm" / "config.json").exists()
+
+
+@FULL
+def test_a_cancelled_job_does_not_come_back(cluster: Cluster, tmp_path: Path) -> None:
+    job = Submitted(tmp_path / "job", cluster)
+    submit(job, ONE, "data.num_workers=0")
+    job.wait_for_step(5)
+    cluster.call("scancel", job.number)
+    job.wait_for_state("CANCELLED")
+    cluster.wait(lambda: set(cluster.states()) == {"idle"}, 60, "idle nodes")
+    assert (job.facts["JobState"], job.facts["Restarts"]) == ("CANCELLED", "0")

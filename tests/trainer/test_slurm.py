@@ -173,9 +173,7 @@ def test_a_container_leaves_the_requeue_to_the_batch_script(fake: Fake, tmp_path
     assert ask.read_text() == "SIGUSR1"
 
 
-def test_a_job_that_gets_no_further_is_given_up(
-    fake: Fake, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_job_that_gets_no_further_is_given_up(fake: Fake, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = saved(tmp_path / "run", 40)
     codes = [
         Job(fake.environment | {"SLURM_RESTART_COUNT": str(5 + restart)}, 0, folder).leave(signal.SIGUSR1)
