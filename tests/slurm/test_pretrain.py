@@ -28,8 +28,11 @@ def submit(job: Submitted, hardware: tuple[str, str], *words: str, flags: tuple[
     job.submit(*kept, flags=(nodes, *flags))
 
 
+_TIMES = ("state.pt.seconds", "state.pt.spent")
+
+
 def content(folder: Path) -> dict[str, str]:
-    """All that a checkpoint holds, tensors by their hash, but for the time that it took."""
+    """All that a checkpoint holds, tensors by their hash, but for the times that it took."""
 
     def walk(value: Any, name: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, torch.Tensor):
@@ -40,7 +43,7 @@ def content(folder: Path) -> dict[str, str]:
         elif isinstance(value, list | tuple):
             for place, item in enumerate(value):
                 yield from walk(item, f"{name}.{place}")
-        elif not name.endswith(".seconds"):
+        elif not name.startswith(_TIMES):
             yield name, repr(value)
 
     files = sorted(folder.glob("*.pt"))
