@@ -23,7 +23,6 @@ from pathlib import Path
 from types import FrameType
 
 from pretrain.files import replace_file
-from pretrain.process import deaf
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class Job:
         """
         if not self.id or number not in ASKS:
             return 128 + number
-        for one in ASKS:  # they come again: with the requeue, and from preemption more than once
+        for one in ASKS:  # they come again, more than once and to all processes: scontrol inherits this
             signal.signal(one, signal.SIG_IGN)
         if self.rank != 0:
             time.sleep(self.patience)
@@ -139,15 +138,14 @@ class Job:
             if attempt:
                 time.sleep(2)
             try:
-                with deaf():
-                    process = subprocess.run(
-                        ["scontrol", *words],
-                        capture_output=True,
-                        text=True,
-                        timeout=20,
-                        check=False,
-                        env=dict(self.environment),
-                    )
+                process = subprocess.run(
+                    ["scontrol", *words],
+                    capture_output=True,
+                    text=True,
+                    timeout=20,
+                    check=False,
+                    env=dict(self.environment),
+                )
             except FileNotFoundError:
                 return False, "scontrol is not on PATH"
             except (OSError, subprocess.TimeoutExpired) as failure:

@@ -192,7 +192,8 @@ def test_progress_and_a_new_job_begin_the_count_anew(fake: Fake, tmp_path: Path)
         environment = fake.environment | {"SLURM_RESTART_COUNT": str(restart)}
         expected = 138 if restart < 2 * ATTEMPTS else 1
         assert Job(environment, 0, folder).leave(signal.SIGUSR1) == expected
-    assert Job(fake.environment | {"SLURM_JOB_ID": "8"}, 0, folder).leave(signal.SIGUSR1) == 138
+    another = fake.environment | {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "9"}
+    assert Job(another, 0, folder).leave(signal.SIGUSR1) == 138
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -206,7 +207,8 @@ def test_a_stop_that_comes_before_training_is_remembered_from_the_start(fake: Fa
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run"), str(rank)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env=os.environ | fake.environment, text=True, **pipes) as process:
+    process = subprocess.Popen(command, env=os.environ | fake.environment, text=True, **pipes)
+    try:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         process.send_signal(signal.SIGUSR1)
@@ -214,13 +216,23 @@ def test_a_stop_that_comes_before_training_is_remembered_from_the_start(fake: Fa
         assert process.poll() is None
         assert fake.asked == []
         output, _ = process.communicate("\n", timeout=30)
+    finally:
+        process.kill()
+        process.wait()
     assert (process.returncode, fake.requeues, output) == ((138, 1, "") if rank == 0 else (0, 0, "went on\n"))
 
 
-def test_scontrol_itself_is_deaf_to_the_signals_that_come_with_the_requeue(fake: Fake, tmp_path: Path) -> None:
-    """Slurm signals all processes of the step, scontrol before it has said that it was done among them."""
-    fake.program.write_text("#!/bin/sh\nkill -TERM $$; kill -USR1 $$\n" + SCONTROL.partition("\n")[2])
-    assert Job(fake.environment, 0, tmp_path).leave(signal.SIGTERM) == 143
+def test_signals_that_come_with_the_requeue_change_nothing(fake: Fake, tmp_path: Path) -> None:
+    """Slurm sends them to all processes of the step, to scontrol before it has said that it was done, too."""
+    again = "kill -TERM $PPID $$; kill -USR1 $PPID $$; sleep 0.1\n"
+    fake.program.write_text(SCONTROL.replace("\n", f"\n{again}", 1))
+    code = (
+        "import os, signal, sys; from pathlib import Path; from pretrain.trainer.slurm import Job\n"
+        "job = Job(os.environ, 0, Path(sys.argv[1])); job.listen(); sys.exit(job.leave(signal.SIGTERM))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    process = subprocess.run(command, env=os.environ | fake.environment, timeout=20, check=False)
+    assert process.returncode == 143
     assert fake.requeues == 1
 
 
