@@ -12,8 +12,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from pretrain.trainer import slurm
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,6 +28,7 @@ _ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i", "--res
 def main() -> None:
     """Refuses a wrong command with all its mistakes at once; else lets Hydra compose it and runs it."""
     signal.signal(signal.SIGINT, _interrupted)  # until training, which has its own way to stop
+    slurm.hold()
     import hydra
 
     from pretrain import overrides
@@ -67,6 +71,8 @@ def run(cfg: DictConfig) -> None:
     rank = World.of(os.environ).rank
     if rank:
         _speak_as(rank)
+    job = slurm.Job(os.environ, rank, Path(cfg.output_dir))
+    job.listen()
     try:
         one = build.run_of(cfg)
         one.fit()
@@ -79,8 +85,8 @@ def run(cfg: DictConfig) -> None:
         if sentence is None:
             raise
         sys.exit(f"rank {rank}: {sentence}" if rank else sentence)
-    if one.stop.signal is not None:
-        sys.exit(128 + one.stop.signal)
+    if one.stop.signal is not None and not one.clock.end:
+        sys.exit(job.leave(one.stop.signal))
     if one.state.alarm:
         sys.exit(_ALARM)
 

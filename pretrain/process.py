@@ -22,13 +22,23 @@ def spawning() -> Iterator[None]:
     """
     main = sys.modules["__main__"]
     saved = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
-    resource_tracker.ensure_running()  # it would unblock signals when it is started later
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    with deaf():
+        resource_tracker.ensure_running()  # it would unblock signals here when it is started later
     for name in saved:
         setattr(main, name, None)
     try:
-        yield
+        with deaf():
+            yield
     finally:
         for name, value in saved.items():
             setattr(main, name, value)
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Programs started inside inherit the signals that ask for a stop blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

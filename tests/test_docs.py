@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.data.shards import image_bytes, write_shards, write_tar
 from tests.data.test_arrays import array_of, npy
 from tests.program import pretrain
 from tests.scripts import run_script
+from tests.slurm.dry import run_batch
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -195,10 +197,30 @@ def make_again(words: list[str]) -> None:
     assert "\nreproduced: " in result.stdout
 
 
+def submitted(line: str) -> list[str]:
+    """What a batch script has srun run. The numbers of jobs, `job=$(sbatch …)`, are given by Slurm and left alone."""
+    words = shlex.split(re.sub(r"^\w+=\$\((.*)\)$", r"\1", line))
+    place = next(place for place, word in enumerate(words) if word.startswith("slurm/"))
+    if not Path("scripts").exists():
+        Path("scripts").symlink_to(ROOT / "scripts")
+    process, ran = run_batch(Path(words[place]).name, words[place + 1 :], Path.cwd())
+    assert process.returncode == 0, f"{line}\n{process.stderr}"
+    return ran[ran.index("python") :]
+
+
+def by_torchrun(words: list[str]) -> None:
+    own = [word for word in words if word.startswith("--")]
+    others = [word for word in words if word not in own][2:]
+    command = ["-m", "torch.distributed.run", *own, "-m", "pretrain", *others, *small(others), "max_steps=2"]
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "all 2 steps are done" in result.stdout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run_as_written(page: Path, folder: Path) -> None:
     for line in commands(page):
-        words = shlex.split(line)
+        words = submitted(line) if "sbatch " in line else shlex.split(line)
         if words[1].removeprefix("scripts/") in ("knn.py", "linear_probe.py"):
             words.append("num_workers=0")  # a reader takes seconds to start, and there is little to read
         if words[:3] == ["python", "-m", "pretrain"] and not {"--cfg", "--multirun"} & set(words):
@@ -244,6 +266,10 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             assert words[2] == "pretrain"
             process = pretrain(*words[3:], *more, cwd=folder)
             assert process.returncode == 0, f"{line}\n{process.stderr}"
+        elif words[0] == "torchrun":
+            by_torchrun(words[1:])
+        elif words[0] in ("docker", "apptainer"):
+            assert any((ROOT / word).is_file() for word in words if word.startswith("container/"))
         else:
             assert words[0] in ("make", "pip", ".venv/bin/pre-commit"), line  # set-up: what CI does before the tests
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
@@ -259,7 +285,7 @@ def test_links_lead_somewhere() -> None:
 def test_named_files_are_there() -> None:
     """A path in backticks that looks like one of ours exists."""
     for page in PAGES:
-        for name in re.findall(r"`((?:pretrain|tests|scripts|conf|docs)/[\w/.-]+)`", page.read_text()):
+        for name in re.findall(r"`((?:pretrain|tests|scripts|conf|docs|slurm|container)/[\w/.-]+)`", page.read_text()):
             if not re.search(r"[A-Z]{2,}", name):
                 assert (ROOT / name).exists(), f"{page.name}: {name}"
 

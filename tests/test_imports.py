@@ -45,7 +45,8 @@ ALLOWED = {
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
     | {"signature", "trainer.checkpoint", "view"},
     "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "view"},
-    "__main__": {"arguments", "build", "config", "data", "launch", "overrides", "plan"} | {"trainer.team"},
+    "__main__": {"arguments", "build", "config", "data", "launch", "overrides", "plan"}
+    | {"trainer.slurm", "trainer.team"},
 }
 
 # Named by a `_target_` in a yaml and imported by nobody: a new one is one py, one yaml, one test.

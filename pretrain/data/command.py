@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pretrain.data import patience
+from pretrain.process import deaf
 
 
 @contextmanager
@@ -20,7 +21,8 @@ def stream(shard: str) -> Iterator[Callable[[int], bytes]]:
         OSError: it failed, or wrote nothing, or too little, for too long.
     """
     command, pace = shard.removeprefix("pipe:"), patience.Pace()
-    process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0, start_new_session=True)
+    with deaf():  # Slurm signals all processes of a step, whatever their session
+        process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0, start_new_session=True)
     output = process.stdout
     assert output is not None
 

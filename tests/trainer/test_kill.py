@@ -73,7 +73,7 @@ def test_a_signal_ends_the_step_saves_and_says_where(job: Job, number: signal.Si
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_all_processes_while_readers_start_is_no_failure(job: Job, number: signal.Signals) -> None:
     """A terminal's Ctrl-C and a scheduler signal the whole group, helpers that still import torch included."""
     process = job.start("max_steps=100000", "data.num_workers=1", session=True)
@@ -84,6 +84,7 @@ def test_a_signal_to_all_processes_while_readers_start_is_no_failure(job: Job, n
     output = "".join(process.communicate(60))
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output
+    assert "resource_tracker" not in output  # one of the helpers, which says so when it was killed
     assert checkpoint.newest(job.out / "checkpoints") is not None
 
 
