@@ -43,6 +43,16 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     """All processes at once, at any moment of a step, a save, an evaluation, with several micro-batches a step and new
     epochs among them; each start with another number of threads.
     """
+    killing, different = killed(job, kind, strategy, ranks, threads, kills, seed)
+    assert different == ""
+    assert len(killing.lost_steps) == kills
+    assert max(killing.lost_steps) <= 3 + 2  # a checkpoint is written every third step, while training goes on
+
+
+def killed(
+    job: Job, kind: str, strategy: str, ranks: int, threads: tuple[int, ...], kills: int, seed: int
+) -> tuple[proof.Killing, str]:
+    """A run that is killed so often, and how it differs from one in one go."""
     words = [
         *(DINO if kind == "dino" else []),
         f"trainer={strategy}",
@@ -57,9 +67,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     trial = proof.Trial(kept, 8 * kills, job.tmp, forked(ranks))
     whole = trial.run("whole", [f"data.num_workers={threads[0]}"])
     killing = trial.run_killed("killed", kills, seed, [[f"data.num_workers={count}"] for count in threads])
-    assert proof.first_difference(whole, job.tmp / "killed") == ""
-    assert len(killing.lost_steps) == kills
-    assert max(killing.lost_steps) <= 3 + 2  # a checkpoint is written every third step, while training goes on
+    return killing, proof.first_difference(whole, job.tmp / "killed")
 
 
 @pytest.fixture
@@ -116,5 +124,5 @@ def test_what_cannot_be_proven_is_refused(job: Job, tmp_path: Path) -> None:
         "steps=1 kills=3",
         f"keep={tmp_path / 'there'}",
         "max_minutes=3",
-        f"output_dir={job.out}",
+        f"output_dir='{job.out}'",
     ]
