@@ -98,8 +98,8 @@ def run_of(cfg: DictConfig) -> Run:
     sizes = plan(cfg, data.num_samples, hardware.world_size, data.training.shares)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     team = hardware.join()
-    settled = {key: value for key, value in plain.items() if key != "trainer"}
-    team.agree({"the code": code_version(), "the configuration": settled, "the shards": data.identity()})
+    facts = {"the code": code_version(), "the configuration": plain, "the precision": hardware.precision}
+    team.agree(facts | {"the shards": data.identity()})
     identity = {key: plain[key] for key in _IDENTITY} | {"data": data.identity()}
     settings = {key: plain[key] for key in _SETTINGS} | {"precision": hardware.precision}
     _refuse_optimizer(cfg)
@@ -241,6 +241,7 @@ def _context(
     exporter = cache(lambda: _exporter(module, plain["encoder"]))
 
     def features(batch: Batch) -> torch.Tensor:
+        state.moved = time.monotonic()
         images = prepare.to(module.device)(batch.to(module.device)).views[0][0].to(module.image_dtype)
         with module.evaluation():
             return pooled(exporter()(), images, module.objective.pool)

@@ -161,7 +161,8 @@ class RunState:
     rarely measured. `asked` says why a callback wants the run to stop, which it does at the next step boundary. `due`
     says that it is time to save. `failed_saves` counts checkpoints that could not be written. `spent` are the seconds
     of training wall-clock that went into something else, over restarts, by what it was. `moved` is when something was
-    last done, for whoever watches: a step, or a batch of an evaluation.
+    last done, for whoever watches: a step, or a batch of an evaluation. `busy` is what the run is doing beside training
+    at this moment, "" if it trains.
     """
 
     step: int = 0
@@ -179,6 +180,7 @@ class RunState:
     failed_saves: int = 0
     spent: dict[str, float] = field(default_factory=lambda: {"waiting": 0.0, "evaluating": 0.0, "saving": 0.0})
     moved: float = 0.0
+    busy: str = ""
 
     def report(self, **values: float) -> None:
         """Adds to the metrics of the step what is not measured at every step, and must not miss the log."""
@@ -195,8 +197,9 @@ class RunState:
         """Keeps what is done inside out of the training speed, and steps that a GPU has yet to do in it."""
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start, self.busy = time.perf_counter(), what
         yield
+        self.busy, self.moved = "", time.monotonic()
         seconds = time.perf_counter() - start
         self.aside += seconds
         self.spent[what] += seconds

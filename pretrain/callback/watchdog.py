@@ -19,6 +19,7 @@ from pretrain.records import Problem, refuse
 _REMEMBERED = 50  # steps whose median is taken
 _LOOK = 1.0  # seconds between two looks, at most
 _OTHERS = 5.0  # seconds in which the other ranks write their stacks, too
+_SAVING = 6  # so many times as long may a save take: a large checkpoint on a slow disk does not hang
 EXIT_CODE = 70
 
 
@@ -26,7 +27,8 @@ class Watchdog(StepCallback):
     """Where nothing has moved for long, writes the stacks of all threads to `stacks/rank_00000.txt` and ends the run.
 
     Every rank watches itself: when one hangs, all soon do, and each leaves its own stacks. What moves a run is a step
-    or a batch of an evaluation.
+    or a batch of an evaluation; a save may take six times as long. Time in which the whole process was stopped, as a
+    scheduler does that suspends jobs, does not count.
 
     Args:
         context: of the run.
@@ -69,31 +71,54 @@ class Watchdog(StepCallback):
     @property
     def limit(self) -> float:
         """Seconds without a move that are too many."""
-        return max(self.least, self.factor * statistics.median(self._steps)) if self._steps else self.least
+        limit = max(self.least, self.factor * statistics.median(self._steps)) if self._steps else self.least
+        return _SAVING * limit if self.context.state.busy == "saving" else limit
 
     def _watch(self) -> None:
-        while not self._end.wait(min(_LOOK, self.least / 4)):
-            still = time.monotonic() - self.context.state.moved
-            if still > self.limit:
-                self._bark(still)
+        state, pause = self.context.state, min(_LOOK, self.least / 4)
+        looked = time.monotonic()
+        while not self._end.wait(pause):
+            now = time.monotonic()
+            if now - looked > self.least / 2:  # this thread did not run either: the process was stopped
+                state.moved = max(state.moved, now - pause)
+            looked = now
+            if now - state.moved > self.limit:
+                self._bark(now - state.moved)
 
     def _bark(self, still: float) -> None:
-        path = write_stacks(self.context.folder, self.context.rank)
+        # whatever becomes of the stacks: it may be the disk that hangs
+        threading.Thread(target=_leave, args=(min(_OTHERS, self.least),), daemon=True).start()
         state = self.context.state
+        path = stacks_of(self.context.folder, self.context.rank)
         said = (
             f"\nrank {self.context.rank}: nothing has moved for {still:.0f} s after step {state.step} (a step takes "
             f"{statistics.median(self._steps or [0.0]):.2f} s): the run ends. Where it hung is in {path}; the same "
             "command goes on from the last checkpoint\n"
         )
         os.write(2, said.encode())
-        time.sleep(min(_OTHERS, self.least))
-        os._exit(EXIT_CODE)
+        try:
+            write_stacks(path)
+        except OSError:  # the disk is full, perhaps: they are worth more than a tidy log
+            faulthandler.dump_traceback(2, all_threads=True)
+        time.sleep(2 * _OTHERS)  # until `_leave` ends the process
 
 
-def write_stacks(folder: Path, rank: int) -> Path:
-    """Where all threads of this process are."""
-    path = folder / "stacks" / f"rank_{rank:05d}.txt"
+def _leave(after: float) -> None:
+    time.sleep(after)
+    os._exit(EXIT_CODE)
+
+
+def stacks_of(folder: Path, rank: int) -> Path:
+    """The file for the stacks of a rank."""
+    return folder / "stacks" / f"rank_{rank:05d}.txt"
+
+
+def write_stacks(path: Path) -> None:
+    """Where all threads of this process are.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         faulthandler.dump_traceback(file, all_threads=True)
-    return path

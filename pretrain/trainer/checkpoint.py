@@ -207,11 +207,14 @@ def _by_step(folder: Path) -> list[Path]:
 
 
 def _point_latest(folder: Path, target: Path) -> None:
-    """`latest` → the newest checkpoint, for people; swapped by a rename."""
+    """`latest` → the newest checkpoint, for people; swapped by a rename. To resume nobody needs it."""
     link = folder / "latest.tmp"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
-    os.replace(link, folder / "latest")
+    try:
+        link.unlink(missing_ok=True)
+        link.symlink_to(target.name)
+        os.replace(link, folder / "latest")
+    except OSError as failure:  # a file system without links
+        log.warning("cannot point `%s` to %s: %s", folder / "latest", target.name, failure)
 
 
 def _prune(folder: Path, keep_last: int, keep_every: int | None) -> None:

@@ -147,7 +147,7 @@ class Hardware:
             if self.accelerator == "gpu":
                 torch.cuda.set_device(self.device)
             team.join(self.world, self.device, meeting_point(os.environ), self.timeout_minutes)
-        return Team(self.world)
+        return Team(self.world, self.timeout_minutes)
 
     def materialise(self, objective: Objective, seed: int) -> None:
         """Gives an objective on the meta device its initial weights, or this rank's part of them."""

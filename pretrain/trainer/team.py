@@ -35,15 +35,19 @@ class Team:
 
     Args:
         world: this process's place.
+        minutes: that the ranks wait for each other.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, minutes: float = 30.0) -> None:
         self.rank, self.size = world.rank, world.size
-        self._group: Any = None if self.size == 1 else dist.new_group(backend="gloo")
+        self._minutes = minutes
+        # it has a patience of its own, whatever that of the process group is
+        patience = timedelta(minutes=minutes)
+        self._group: Any = None if self.size == 1 else dist.new_group(backend="gloo", timeout=patience)
 
     def another(self) -> Team:
         """The same ranks with a group of their own, for another thread."""
-        return Team(World(self.rank, self.size))
+        return Team(World(self.rank, self.size), self._minutes)
 
     @property
     def leads(self) -> bool:

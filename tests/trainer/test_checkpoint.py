@@ -168,3 +168,15 @@ def test_a_file_system_without_room_is_an_oserror(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert newest(tmp_path) == tmp_path / "step_00000001"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_file_system_without_links_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    saved = checkpoint.save(tmp_path, 5, {"step": 5}, keep_last=1)
+    assert checkpoint.newest(tmp_path) == saved
+    assert "latest" in caplog.text

@@ -117,12 +117,20 @@ def test_a_batch_that_cannot_be_split_is_refused_with_sizes_that_can(job: Job) -
     assert "global_batch_size=8: cannot be split over 3 devices; 6 or 9 could" in said[0]
 
 
-def test_ranks_that_differ_are_named(job: Job) -> None:
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        (["base_lr=1e-3", "base_lr=2e-3"], '"base_lr": 0.001'),
+        (["trainer.gather=float32", "trainer.gather=auto"], "gather"),
+    ],
+    ids=["lr", "hardware"],
+)
+def test_ranks_that_differ_are_named(job: Job, own: list[str], shown: str) -> None:
     """Before anything is written."""
-    other = ranks.Ranks(job, 2, "trainer=ddp", own=[["base_lr=1e-3"], ["base_lr=2e-3"]])
+    other = ranks.Ranks(job, 2, "trainer=ddp", own=[[word] for word in own])
     said = other.finish()
     assert other.codes == [1, 1]
     assert "the configuration of rank 1 is not that of rank 0" in said[0]
-    assert '"base_lr": 0.001' in said[0]
+    assert shown in said[0]
     assert said[1].count("\n") <= 1
     assert not job.out.exists()
