@@ -41,6 +41,8 @@ def main() -> None:
     if not any(flag in _ONLY_SHOW for flag in flags):
         words = [word for word in sys.argv[1:] if not word.startswith("-")]
         sweep = "--multirun" in flags or "-m" in flags
+        if sweep:
+            _refuse_ranks()
         _leave_if([line for job in (overrides.jobs(words) if sweep else [words]) for line in _mistakes(job)])
     hydra.main(version_base="1.3", config_path=str(overrides.folder()), config_name="pretrain")(run)()
 
@@ -113,6 +115,22 @@ def _speak_as(rank: int) -> None:
     logging.getLogger().setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
+
+
+def _refuse_ranks() -> None:
+    """Ranks that torchrun or Slurm started can meet but once."""
+    from pretrain.problem import UserError
+    from pretrain.world import World
+
+    try:
+        world = World.of(os.environ)
+    except UserError as mistake:
+        sys.exit(str(mistake))
+    if world.size > 1:
+        sys.exit(
+            f"--multirun: {world.started_by} started {world.size} processes, which are for one run: give each run of "
+            "the sweep a command of its own, or sweep on one machine, where devices=N starts them anew for each"
+        )
 
 
 def _mistakes(words: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from pretrain.trainer.clock import Clock
 from pretrain.trainer.lifecycle import Stop
 from tests import ranks
 from tests.job import Job
+from tests.program import Program
 from tests.test_main import pretrain
 
 TRAINER: Any = SimpleNamespace(accumulate_grad_batches=1, should_stop=False)
@@ -81,6 +83,15 @@ def test_time_is_rank_0s_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch)
         assert stop.clock.progress.step == 40
     finally:
         stop.teardown(TRAINER, MODULE, "fit")
+
+
+def test_a_sweep_by_ranks_that_can_meet_but_once_is_refused(job: Job) -> None:
+    places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    program = Program(["--multirun", *job.overrides("base_lr=1e-3,1e-4")], job.tmp, os.environ | places)
+    said = "".join(program.communicate(60))
+    assert program.returncode == 1
+    assert said.startswith("--multirun: torchrun started 2 processes")
+    assert not job.out.exists()
 
 
 def test_a_sweep_of_runs_of_several_ranks_makes_all_of_them(job: Job) -> None:
