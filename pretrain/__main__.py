@@ -49,12 +49,13 @@ def run(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from pretrain import build
+    from pretrain import build, secret
     from pretrain.data.loader import died
     from pretrain.records import UserError
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what it says of itself; what we say stands in our own lines
+    secret.guard_log()
     warnings.filterwarnings("ignore", module=r"lightning\.")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         cfg.output_dir = os.path.join(cfg.output_dir, str(HydraConfig.get().job.num))
@@ -100,7 +101,9 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 def _leave_if(mistakes: list[str]) -> None:
     if mistakes:
-        sys.exit("\n".join(dict.fromkeys(mistakes)))
+        from pretrain import secret
+
+        sys.exit("\n".join(dict.fromkeys(map(secret.typed, mistakes))))
 
 
 def _leave_with_usage(code: int) -> None:

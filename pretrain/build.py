@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from pretrain import secret
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.callback.step import Context
 from pretrain.data.module import ShardData
-from pretrain.data.objects import hidden
 from pretrain.data.report import write_report
 from pretrain.encoder.encoder import Encoder
 from pretrain.nn.attention import kernel_for
@@ -86,8 +86,8 @@ def run_of(cfg: DictConfig) -> Run:
     data: ShardData = instantiate(cfg.data)
     sizes = plan(cfg, data.num_samples, hardware.world_size, data.training.shares)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    identity = {key: plain[key] for key in _IDENTITY} | {"data": data.identity()}
-    settings = {key: plain[key] for key in _SETTINGS} | {"precision": hardware.precision}
+    identity = secret.recorded({key: plain[key] for key in _IDENTITY} | {"data": data.identity()})
+    settings = secret.recorded({key: plain[key] for key in _SETTINGS} | {"precision": hardware.precision})
     _refuse_optimizer(cfg)
     folder = RunFolder(Path(cfg.output_dir), identity, settings, cfg.resume)
 
@@ -182,10 +182,9 @@ def _snapshot(module: PretrainModule, data: ShardData, folder: RunFolder) -> dic
 
 
 def _shown(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration, resolved, as it may be written down: without the secrets of object stores."""
+    """The configuration, resolved, as it may be written down: without secrets."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    data = plain["data"]
-    return plain | {"data": data | {name: hidden(data[name]) for name in ("storage_options",) if name in data}}
+    return secret.recorded(plain)
 
 
 def _context(

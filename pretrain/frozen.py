@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from pretrain import config
+from pretrain import config, secret
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.data import label
 from pretrain.data.index import Index
@@ -129,7 +129,7 @@ class Frozen:
         result = {
             "accuracy": accuracy,
             "samples": samples,
-            "protocol": protocol,
+            "protocol": secret.recorded(protocol),
             "run_id": self.card.run_id,
             "step": self.card.step,
         }

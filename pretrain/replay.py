@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pretrain import secret
 from pretrain.data.loader import Loader
 from pretrain.data.opening import NamedPatterns, Patterns, open_training
 from pretrain.data.order import Shuffle
@@ -90,7 +92,7 @@ class Replay:
         _load_weights(self.objective, run / "incidents" / incident.weights)
         data = plain["data"]
         training = open_training(
-            patterns := a.train or data["train"],
+            patterns := a.train or _recorded_patterns(data["train"]),
             data.get("sources"),
             a.index_dir or data["index_dir"],
             a.allow_pipe,
@@ -174,6 +176,13 @@ def report(replay: Replay) -> bool:
     else:
         print(f"reproduced: the loss is {finding.loss}, the gradient norm {finding.grad_norm}")
     return not finding.finite
+
+
+def _recorded_patterns(train: Patterns | NamedPatterns) -> Patterns | NamedPatterns:
+    """The shards as a run wrote them down, if it could do so without a secret."""
+    if re.search(rf"://{secret.HIDDEN}@|[?#]{secret.HIDDEN}\b", str(train)):
+        raise UserError(f"the run's record leaves out the passwords of its shards (`{train}`): name them by train=…")
+    return train
 
 
 def _listed(names: Sequence[str]) -> str:

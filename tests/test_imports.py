@@ -11,10 +11,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pretrain"
 
 # What any file may import: the records, and what knows libraries alone.
-BOTTOM = {"problem", "records", "random", "files", "precision", "process"}
+BOTTOM = {"problem", "secret", "records", "random", "files", "precision", "process"}
 
 ALLOWED = {
     "problem": set(),
+    "secret": set(),
     "records": set(),
     "random": set(),
     "files": set(),

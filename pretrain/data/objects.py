@@ -23,6 +23,7 @@ from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 from fsspec.registry import known_implementations
 
+from pretrain import secret
 from pretrain.data import patience
 from pretrain.data.patience import RefusedError
 
@@ -31,20 +32,11 @@ _FINAL = {errno.EINVAL, errno.ENAMETOOLONG, getattr(errno, "EREMCHG", errno.EINV
 # As many connections as threads that read; no attempts beyond those of `patience`, so that the reason is not lost.
 _S3 = {"config_kwargs": {"max_pool_connections": 64, "retries": {"total_max_attempts": 1}}}
 _CHUNK = 16 << 20  # bytes of a shard that are asked for at once where it is read whole
-_SECRET = re.compile("key|secret|token|pass|credential|connection|sas", re.IGNORECASE)
-_HIDDEN = "hidden"
 
 
 def is_object(shard: str) -> bool:
     """Whether a shard is in an object store, as its protocol says."""
     return re.match(r"(?!https?://)[A-Za-z][A-Za-z0-9+.-]*://", shard) is not None
-
-
-def hidden(options: Any, secret: bool = False) -> Any:
-    """Options to be shown or written down: without what may be a secret, by its name."""
-    if isinstance(options, Mapping):
-        return {name: hidden(value, secret or bool(_SECRET.search(str(name)))) for name, value in options.items()}
-    return _HIDDEN if secret and options is not None else options
 
 
 class Objects:
@@ -66,7 +58,7 @@ class Objects:
         self.__init__(**state)  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        return f"Objects({hidden(self.options)})"
+        return f"Objects({secret.hidden(self.options)})"
 
     def find(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
         """(the shards that words stand for, the words that stand for none).
@@ -219,8 +211,8 @@ class Objects:
     def _clean(self, failure: Exception) -> str:
         """An error's words, without the secrets among the options."""
         text = str(failure).strip() or type(failure).__name__
-        for secret in _secrets(self.options):
-            text = text.replace(secret, "…")
+        for value in secret.values(self.options):
+            text = text.replace(value, "…")
         return text
 
 
@@ -230,14 +222,6 @@ def _scheme(url: str) -> str:
 
 def _is_glob(word: str) -> bool:
     return any(sign in word for sign in "*?[")
-
-
-def _secrets(options: Any, secret: bool = False) -> Iterator[str]:
-    if isinstance(options, Mapping):
-        for name, value in options.items():
-            yield from _secrets(value, secret or bool(_SECRET.search(str(name))))
-    elif secret and options:
-        yield str(options)
 
 
 @functools.cache
