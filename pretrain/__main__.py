@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _ALARM = 3  # the exit code where a collapse ended the run
-_ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i", "--resolve", "--package", "-p")
+_ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i")
 
 
 def main() -> None:
@@ -27,12 +27,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupted)  # until training, which has its own way to stop
     import hydra
 
-    from pretrain import overrides
+    from pretrain import hydra_settings, overrides
     from pretrain.arguments import quote
 
     flags = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")]
     if len(sys.argv) == 1 or "--help" in flags or "-h" in flags:
         _leave_with_usage(2 if len(sys.argv) == 1 else 0)
+    _leave_if(hydra_settings.flag_mistakes(sys.argv[1:]))
     sys.argv[1:] = quote(sys.argv[1:])
     if not any(flag in _ONLY_SHOW for flag in flags):
         words = [word for word in sys.argv[1:] if not word.startswith("-")]

@@ -89,7 +89,7 @@ def run_of(cfg: DictConfig) -> Run:
     identity = secret.recorded({key: plain[key] for key in _IDENTITY} | {"data": data.identity()})
     settings = secret.recorded({key: plain[key] for key in _SETTINGS} | {"precision": hardware.precision})
     _refuse_optimizer(cfg)
-    folder = RunFolder(Path(cfg.output_dir), identity, settings, cfg.resume)
+    folder = RunFolder(Path(cfg.output_dir), identity, settings, cfg.resume, cfg.trust_checkpoint)
 
     state = RunState()
     materialise(objective, cfg.seed)

@@ -32,6 +32,7 @@ from pretrain.objective.objective import Objective
 from pretrain.optim.clip import gradient_norms, total_norm
 from pretrain.records import Batch, UserError
 from pretrain.trainer.incident import Incident
+from pretrain.trainer.trust import refuse_untrusted
 from pretrain.view.color import Prepare
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -50,6 +51,8 @@ class ReplayArguments:
     allow_pipe: bool = False
     precision: Precision | None = None
     device: Literal["cpu", "cuda"] | None = None  # by default the GPU if there is one
+    trust_checkpoint: bool = False  # of another user, or writable by everybody
+    allow_targets: tuple[str, ...] = ()  # packages of the run's encoder and objective
 
 
 @dataclass
@@ -88,8 +91,10 @@ class Replay:
             )
         run = path.resolve().parents[1]
         identity = _identity(run, incident, path)
-        plain, self.objective = configured(run, f"incident={path}")
-        _load_weights(self.objective, run / "incidents" / incident.weights)
+        plain, self.objective = configured(run, f"incident={path}", a.allow_targets)
+        weights = run / "incidents" / incident.weights
+        refuse_untrusted(weights.parent, a.trust_checkpoint, above=(run, run / "incidents"))
+        _load_weights(self.objective, weights)
         data = plain["data"]
         training = open_training(
             patterns := a.train or _recorded_patterns(data["train"]),

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import socket
+import sys
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,6 +92,9 @@ def _unreachable(address: str) -> str:
 def _send(rows: Any, arguments: dict[str, Any], mode: str) -> None:
     """The process: starts wandb, offline if online fails, and passes rows on until None comes or the trainer ends."""
     os.environ.setdefault("WANDB_SILENT", "true")
+    del sys.argv[
+        1:
+    ]  # wandb keeps the command, whose words may hold secrets; the configuration that it is given does not
     import wandb
 
     if mode == "online" and (reason := _unreachable(wandb.setup().settings.base_url)):

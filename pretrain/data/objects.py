@@ -1,4 +1,4 @@
-"""Shards in object stores: `s3://`, `gs://`, `az://` and every other protocol that fsspec has a driver for.
+"""Shards in object stores: `s3://`, `gs://`, `az://` and every other store that fsspec has a driver for.
 
 Credentials and addresses come from where the driver's library looks for them (for S3 the variables `AWS_…` and its
 configuration files), or from options that are handed to the driver. A driver is made once a process and shared by all
@@ -27,6 +27,9 @@ from pretrain import secret
 from pretrain.data import patience
 from pretrain.data.patience import RefusedError
 
+# Of fsspec's own drivers those of stores; the others read through further drivers, unpack, start programs or fill in
+# templates, as an address or an option says.
+_STORES = {"arrow", "dbfs", "ftp", "local", "memory", "sftp", "smb", "webhdfs"}
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 _FINAL = {errno.EINVAL, errno.ENAMETOOLONG, getattr(errno, "EREMCHG", errno.EINVAL)}  # a request that makes no sense
 # As many connections as threads that read; no attempts beyond those of `patience`, so that the reason is not lost.
@@ -228,6 +231,9 @@ def _is_glob(word: str) -> bool:
 def missing_driver(url: str) -> str:
     """Why there is no driver for an address, "" if there is one; says how to get it."""
     scheme = _scheme(url)
+    package, _, name = known_implementations.get(scheme, {"class": ""})["class"].rpartition(".")[0].rpartition(".")
+    if package.partition(".")[0] == "fsspec" and not (package == "fsspec.implementations" and name in _STORES):
+        return f"`{url}`: {scheme}:// is no store, and is not taken; use http(s), s3, gs, az, or a mounted folder"
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError:

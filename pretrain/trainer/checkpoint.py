@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from pretrain.trainer.trust import read_state
+
 log = logging.getLogger(__name__)
 
 _MANIFEST = "COMPLETE"
@@ -79,12 +81,11 @@ def load(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU. Nothing in it is executed.
 
     Raises:
-        ValueError: the checkpoint is not complete.
+        ValueError: the checkpoint is not complete, or holds what could run (a `UserError`).
     """
     if not is_complete(path):
         raise ValueError(f"`{path}` is no complete checkpoint")
-    state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-    return state
+    return read_state(path / "state.pt")
 
 
 def newest(folder: Path) -> Path | None:

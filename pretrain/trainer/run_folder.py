@@ -14,6 +14,7 @@ from typing import Any
 from pretrain.files import replace_file
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
+from pretrain.trainer.trust import refuse_untrusted
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class RunFolder:
         identity: what makes this run this run: seed, data, objective, encoder. Nested plain data.
         settings: what may change when a run goes on, with a warning.
         resume: `auto` goes on if there is something to go on from, `must` refuses to start afresh, `never` to go on.
+        trusted: whether to go on from a checkpoint that another user could have written (see `trust.py`).
 
     Attributes:
         path: of the folder.
@@ -38,7 +40,9 @@ class RunFolder:
         UserError: the folder holds another run, or something else; nothing in it was touched.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], settings: dict[str, Any], resume: str) -> None:
+    def __init__(
+        self, path: Path, identity: dict[str, Any], settings: dict[str, Any], resume: str, trusted: bool = False
+    ) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         record = _read(path / "run.json")
@@ -52,8 +56,13 @@ class RunFolder:
             raise UserError(f"resume=must: there is no complete checkpoint in {self.checkpoints}")
         if resume == "never" and record is not None:
             raise UserError(f"resume=never: output_dir={path} already holds this run; choose another or delete it")
+        self._trusted = trusted
         self._lock = _lock(path)
-        self.checkpoint = self._newest()  # under the lock: another process may just have written its last
+        try:
+            self.checkpoint = self._newest()  # under the lock: another process may just have written its last
+        except UserError:
+            self.close()
+            raise
         self._before = None if record is None else record["settings"]
         self.run_id: str = record["run_id"] if record is not None else uuid.uuid4().hex[:12]
         self._identity, self._settings = identity, settings
@@ -67,6 +76,8 @@ class RunFolder:
             )
         if broken:
             log.warning("%s is damaged and passed over", ", ".join(str(path) for path in broken))
+        if newest is not None:
+            refuse_untrusted(newest, self._trusted, above=(self.path, self.checkpoints))
         return newest
 
     def record(self, config: str) -> None:
