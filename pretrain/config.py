@@ -87,13 +87,14 @@ def judged(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """The configuration that the understood ones of a command's overrides give, and all that is wrong, a line each."""
     accepted, lines = understood(overrides)
     cfg = composed(accepted)
-    allowed = _allowed(cfg)
-    wrong = check(cfg) + hydra_settings.mistakes(accepted, allowed)
+    allowed, unasked = _allowed(cfg), []
     if allowed and not any(word.lstrip("+").startswith("allow_targets=") for word in accepted):
-        wrong.append(
+        cfg.allow_targets = []  # before anything of these packages is imported
+        unasked.append(
             f"allow_targets={','.join(allowed)}: a file asks for it, and it counts only where it is typed: add "
             f"allow_targets=[{','.join(allowed)}] to the command if you trust these packages"
         )
+    wrong = unasked + check(cfg) + hydra_settings.mistakes(accepted, _allowed(cfg))
     return cfg, lines + wrong + _strangers_to_recipe(accepted, wrong)
 
 
@@ -222,7 +223,10 @@ def _check_node(path: str, node: dict[str, Any], allowed: Sequence[str]) -> list
     defaults = {name: one.default for name, one in named.items() if one.default is not one.empty}
     valid = {name: value for name, value in arguments.items() if name in hints and matches(value, hints[name])}
     values = defaults | valid
-    if rules is not None and all(name in values for name in arguments if name in hints):
+    if rules is not None:
+        needed = {name for name, one in inspect.signature(rules).parameters.items() if one.default is one.empty}
+        needed |= arguments.keys()
+    if rules is not None and all(name in values for name in needed if name in hints):
         lines += [_line(f"{path}.{argument}", values.get(argument), text) for argument, text in rules(**values)]
     return lines
 

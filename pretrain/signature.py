@@ -75,6 +75,8 @@ def hints_of(target: type[Any]) -> dict[str, Any]:
 def matches(value: Any, hint: Any) -> bool:
     """Whether a plain value (or a node that builds one) may be passed where a type hint stands."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
     if origin in (Union, types.UnionType):
         return any(matches(value, one) for one in arguments)
     if origin is Literal:
@@ -114,6 +116,8 @@ def _builds(node: dict[str, Any], hint: Any, origin: Any) -> bool:
         fits = target is None or not inspect.isclass(made) or issubclass(target, made)
         return (origin is Callable or hint is Callable) and fits
     kind = origin or hint
+    if kind in (int, float, bool, str):
+        return False
     return not (inspect.isclass(kind) and target is not None) or issubclass(target, kind)
 
 

@@ -13,7 +13,8 @@ FILES = sorted([*(ROOT / "pretrain").rglob("*.py"), *(ROOT / "scripts").glob("*.
 
 NEVER = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "marshal.loads", "marshal.load", "shelve.open",
-    "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.hub.load", "torch.jit.load", "torch.package.PackageImporter",
+    "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.hub.load", "torch.jit.load",
+    "torch.package.PackageImporter",
     "torch.ops.load_library", "torch.classes.load_library", "torch.serialization.add_safe_globals", "joblib.load",
     "read_array", "pickle.load", "pickle.loads", "pickle.Unpickler", "pd.read_pickle",
 }  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.frozen import load
 from pretrain.interop.official import load as load_official
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
@@ -169,8 +170,6 @@ def test_a_checkpoint_of_another_user_is_refused(job: Job, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"state.pt belongs to user|run belongs to user"):
         job.run("max_steps=4")
     with pytest.raises(UserError, match="belongs to user"):
-        from pretrain.frozen import load
-
         load(job.out)
     assert job.run("max_steps=2", "trust_checkpoint=true").state.step == 2
 
@@ -181,5 +180,5 @@ def test_a_link_to_a_strangers_file_is_his(job: Job) -> None:
     shutil.move(state, elsewhere)
     elsewhere.chmod(0o666)
     state.symlink_to(elsewhere)
-    with pytest.raises(UserError, match="everybody may write to .*state.pt"):
+    with pytest.raises(UserError, match=r"everybody may write to .*state.pt"):
         job.run("max_steps=4")

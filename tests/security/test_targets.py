@@ -122,7 +122,6 @@ HYDRA = [
     "+hydra.job_logging.filters.x={'()': os.system, command: touch marker}",
     "+hydra.hydra_logging.handlers.x={class: os.system}",
     "+hydra.job.env_set.LD_PRELOAD=marker.so",
-    "hydra.sweeper.params={encoder._target_: os.system}",
 ]
 
 
@@ -149,7 +148,10 @@ def test_an_experiment_of_a_stranger_runs_nothing(job: Job) -> None:
     (job.tmp / "planted.py").write_text(f"open({str(marker)!r}, 'w')\nclass Planted: pass\n")
     touch = {"args": ["touch", str(marker)]}
     content = {
-        "hydra": {"callbacks": {"x": {"_target_": "planted.Planted"}}},
+        "hydra": {
+            "callbacks": {"x": {"_target_": "planted.Planted"}},
+            "sweeper": {"params": {"encoder._target_": "os.system"}},
+        },
         "allow_targets": ["planted", "subprocess"],
         "trainer": {"_target_": "subprocess.Popen"} | touch,
         "callback": {"x": {"_target_": "planted.Planted"}},
@@ -170,7 +172,8 @@ def test_an_experiment_of_a_stranger_runs_nothing(job: Job) -> None:
         if extra == []:
             assert "a file asks for it, and it counts only where it is typed" in result.stderr
             assert "hydra.callbacks.x._target_=planted.Planted" in result.stderr
-    assert not (job.tmp / "conf" / "marker").exists()
+            assert "hydra.sweeper.params: cannot be checked" in result.stderr
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("target", ["subprocess.Popen", "logging.FileHandler", "torch.nn.Identity", "torch.hub.load"])
