@@ -46,11 +46,12 @@ def run(cfg: DictConfig) -> None:
     """One run, of a composed configuration."""
     import logging
     import warnings
+    from pathlib import Path
 
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from pretrain import build, secret
+    from pretrain import build, hydra_settings, secret
     from pretrain.data.loader import died
     from pretrain.records import UserError
 
@@ -59,6 +60,7 @@ def run(cfg: DictConfig) -> None:
     secret.guard_log()
     warnings.filterwarnings("ignore", module=r"lightning\.")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
+        hydra_settings.clean_sweep(Path(HydraConfig.get().sweep.dir))
         cfg.output_dir = os.path.join(cfg.output_dir, str(HydraConfig.get().job.num))
     try:
         one = build.run_of(cfg)

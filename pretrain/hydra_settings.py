@@ -8,10 +8,13 @@ same rule as every other `_target_`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from pretrain import secret
+from pretrain.files import replace_file
 from pretrain.overrides import composed
 from pretrain.signature import locate
 
@@ -42,6 +45,15 @@ def mistakes(overrides: Sequence[str], allowed: Sequence[str] = ()) -> list[str]
     """
     node: Any = OmegaConf.to_container(composed(overrides, whole=True).hydra, resolve=False)
     return list(_walk("hydra", node, list(allowed)))
+
+
+def clean_sweep(folder: Path) -> None:
+    """Takes secrets out of the `multirun.yaml` that Hydra writes for a sweep, with every word of the command."""
+    path = folder / "multirun.yaml"
+    if path.is_file():
+        plain: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        text = OmegaConf.to_yaml(OmegaConf.create(secret.recorded(plain)))
+        replace_file(path, secret.typed(text).encode())
 
 
 def _walk(path: str, node: Any, allowed: Sequence[str]) -> Iterator[str]:

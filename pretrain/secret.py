@@ -24,7 +24,7 @@ _SIGNED = re.compile("sig|token|key|secret|pass|credential|auth|jwt|hmac|policy"
 _BEARER = re.compile(r"\b(authorization:\s*\w+|bearer)\s+[^\s'\"`]+", re.IGNORECASE)
 _NAMES = "secret|token|pass|credential|key"
 _TYPED = re.compile(rf"([\w.]*(?:{_NAMES})[\w.]*=)(?!null\b|hidden\b|value\b)[^\s,{{}}]+", re.IGNORECASE)
-_IN_BRACES = re.compile(rf"(\w*(?:{_NAMES})\w*'?\s*:\s*)([^\s,{{}}]+)(?=[^{{]*\}})", re.IGNORECASE)
+_IN_BRACES = re.compile(rf"(\w*(?:{_NAMES})\w*'?\s*:\s*)([^\s,{{}}]+)(?=[^{{\n]*\}})", re.IGNORECASE)
 
 
 def address(text: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pretrain import secret
 from pretrain.process import spawning
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ class WandbProcess:
         self.folder = folder
         context = multiprocessing.get_context("spawn")
         self._queue: Any = context.Queue()
-        arguments = {"project": project, "name": name, "id": run_id, "config": config, "dir": str(folder)}
+        arguments = secret.recorded({"project": project, "name": name, "id": run_id, "config": config})
+        arguments["dir"] = str(folder)
         self._process = context.Process(target=_send, args=(self._queue, arguments, mode), daemon=True)
         with spawning():
             self._process.start()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +19,6 @@ from pretrain.arguments import quote
 from pretrain.config import mistakes
 from pretrain.data.index import open_index
 from pretrain.records import UserError
-from tests.data.servers import serving
 from tests.job import Job
 from tests.scripts import run_script
 
@@ -33,6 +37,20 @@ def assert_clean(folder: Path) -> None:
     assert [path for path in files if not holds_none(path.read_bytes())] == []
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a server of a folder, whatever the query is."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as running:
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
 @pytest.fixture(autouse=True)
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MY_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "X_CREDENTIALS"):
@@ -48,7 +66,7 @@ def address(host: str, shard: str, signature: str = SIGNATURE) -> str:
 def test_a_run_keeps_its_secrets(job: Job, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     names = sorted(path.name for path in job.shards.glob("*.tar"))
     caplog.handler.addFilter(secret.Filter())
-    with serving(job.shards) as (host, _):
+    with serving(job.shards) as host:
         urls = ",".join(address(host, name) for name in names)
         words = quote([f"data.train=[{urls}]", f"data.index_dir={job.out / 'index'}"])
         words += ["callback.log.wandb=offline", "callback.log.project=${oc.env:MY_API_KEY}", "max_steps=2"]
@@ -94,7 +112,7 @@ def test_refusals_keep_secrets(job: Job, tmp_path: Path) -> None:
 
 def test_results_of_probes_keep_secrets(job: Job) -> None:
     job.run("max_steps=1")
-    with serving(job.shards) as (host, _):
+    with serving(job.shards) as host:
         url, out = address(host, "s-000000.tar"), job.tmp / "results" / "knn.json"
         words = [f"checkpoint={job.out}", f"train={url}", f"val={url}", f"index_dir={job.tmp / 'i'}", f"out={out}"]
         result = run_script("knn", *words, "num_workers=0")
