@@ -173,3 +173,14 @@ def test_a_sweep_keeps_secrets(job: Job) -> None:
     result = pretrain("--multirun", *job.overrides(*words), cwd=job.tmp)
     assert result.returncode == 0, result.stderr
     assert_clean(job.out)
+
+
+def test_what_decides_whose_run_it_is_keeps_secrets(job: Job) -> None:
+    (job.shards / "s-000000.tar").rename(job.shards / f"s-{VARIABLE}.tar")
+    first = job.run("max_steps=1")
+    assert first.folder.run_id == job.run("max_steps=1").folder.run_id
+    assert_clean(job.out)
+
+
+def test_a_sentence_keeps_secrets() -> None:
+    assert str(UserError(f"{VARIABLE} https://u:{PASSWORD}@h/x")) == "hidden https://hidden@h/x"
