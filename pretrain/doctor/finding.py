@@ -49,4 +49,6 @@ def printable(text: str) -> str:
 
 def write_json(path: Path, findings: Iterable[Finding]) -> None:
     """The same as a list of objects."""
-    replace_file(path, json.dumps([secret.recorded(asdict(finding)) for finding in findings], indent=1).encode())
+    rows = [asdict(finding) for finding in findings]
+    shown = [{name: secret.shown(one) if isinstance(one, str) else one for name, one in row.items()} for row in rows]
+    replace_file(path, json.dumps(shown, indent=1).encode())
