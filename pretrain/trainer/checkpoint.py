@@ -155,7 +155,7 @@ def load(path: Path, only: Sequence[str] = ()) -> dict[str, Any]:
         only: the keys that are wanted, if not all are.
 
     Raises:
-        ValueError: the checkpoint is not complete.
+        ValueError: the checkpoint is not complete, or holds what could run (a `UserError`).
     """
     stored = read(path)
     state: dict[str, Any] = pieces.assembled({key: stored[key] for key in only or stored})

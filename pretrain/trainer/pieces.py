@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pretrain.trainer.shard import local, rows_of, writes
+from pretrain.trainer.trust import read_state
 
 _SHARDED = "sharded"
 
@@ -85,8 +86,8 @@ def read(folder: Path, names: list[str]) -> Tree:
     Raises:
         ValueError: a file of shards does not fit the rest.
     """
-    tree = _loaded(folder / "state.pt")
-    files = [_loaded(folder / name) for name in sorted(names) if name.startswith("shard_")]
+    tree = read_state(folder / "state.pt")
+    files = [read_state(folder / name) for name in sorted(names) if name.startswith("shard_")]
 
     def found(path: str, value: Any) -> Any:
         if not _is_sharded(value):
@@ -144,10 +145,6 @@ def size_of(tree: Tree) -> int:
 
     _mapped(tree, leaf)
     return total
-
-
-def _loaded(path: Path) -> Tree:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _on_host(path: str, tensor: Tensor, copies: dict[str, Tensor] | None) -> Tensor:
