@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> None:
     from pretrain import build, launch
     from pretrain.data.loader import death_of_reader
     from pretrain.records import UserError
-    from pretrain.trainer.team import ToldError
+    from pretrain.trainer.team import ToldError, lost_peers
     from pretrain.world import World
 
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -81,10 +81,10 @@ def run(cfg: DictConfig) -> None:
     except UserError as mistake:
         sys.exit(f"rank {rank}: {mistake}" if rank else str(mistake))
     except RuntimeError as failure:
-        sentence = death_of_reader(failure)
+        sentence = death_of_reader(failure) or lost_peers(failure)
         if sentence is None:
             raise
-        sys.exit(sentence)
+        sys.exit(f"rank {rank}: {sentence}" if rank else sentence)
     if one.stop.signal is not None and not one.clock.end:
         sys.exit(job.leave(one.stop.signal))
     if one.state.alarm:

@@ -62,10 +62,12 @@ def die_with_parent() -> None:
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     """Waits until all have ended, or one has failed and the others have had their time."""
     deadline, code = None, 0
-    while any(one.poll() is None for one in ranks):
-        failed = [one.returncode for one in ranks if one.returncode]
+    while None in [one.poll() for one in ranks]:  # all of them: polling is what notices an end
+        failed = [(rank, one.returncode) for rank, one in enumerate(ranks) if one.returncode]
         if failed and deadline is None:
-            deadline, code = time.monotonic() + _FAREWELL, failed[0]
+            deadline, code = time.monotonic() + _FAREWELL, failed[0][1]
+            if code < 0:  # it could not say so itself
+                sys.stderr.write(f"rank {failed[0][0]} was killed by {signal.Signals(-code).name}: the run ends\n")
         if deadline is not None and time.monotonic() > deadline:
             break
         time.sleep(0.05)

@@ -74,14 +74,13 @@ def plan(cfg: DictConfig, num_samples: int, devices: int, sources: Mapping[str, 
         raise UserError(f"global_batch_size={batch}: cannot be split over {devices} devices; {below} or {above} could")
     if lines := too_few(batch, num_samples):
         raise UserError("\n".join(lines))
-    share = batch // devices
-    micro = max(size for size in range(1, min(share, cfg.batch_size_per_device) + 1) if share % size == 0)
+    micro, accumulation = micro_batches(batch // devices, cfg.batch_size_per_device)
     per_epoch = num_samples // batch
     return Plan(
         global_batch_size=batch,
         devices=devices,
         micro_batch=micro,
-        accumulation=share // micro,
+        accumulation=accumulation,
         base_lr=cfg.base_lr,
         lr=cfg.base_lr * batch / 256,
         num_samples=num_samples,
@@ -93,6 +92,12 @@ def plan(cfg: DictConfig, num_samples: int, devices: int, sources: Mapping[str, 
         stop_after_steps=cfg.stop_after_steps,
         sources=sources or {},
     )
+
+
+def micro_batches(share: int, largest: int) -> tuple[int, int]:
+    """(samples of a micro-batch, how many micro-batches) of a device's share of a batch: the largest within a bound."""
+    micro = max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
+    return micro, share // micro
 
 
 def too_few(global_batch_size: int, num_samples: int) -> list[str]:

@@ -13,6 +13,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
@@ -21,6 +22,16 @@ from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["hydra", "pretrain.build", "pretrain.arguments"])
+
+
+_STARTED: weakref.WeakSet[Program] = weakref.WeakSet()
+
+
+@atexit.register
+def _kill_what_a_failed_test_left() -> None:
+    """multiprocessing would wait for it."""
+    for program in _STARTED:
+        program.kill()
 
 
 class Program:
@@ -47,6 +58,7 @@ class Program:
         self._pool = ThreadPoolExecutor(2)
         self._errors: Future[str] = self._pool.submit(self._err.read)
         self.pid = self._process.pid or 0
+        _STARTED.add(self)
 
     @property
     def returncode(self) -> int | None:

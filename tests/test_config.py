@@ -144,7 +144,7 @@ def shared_by_mae_recipes(cfg: dict[str, Any]) -> None:
     assert (view["size"], view["scale"], view["interpolation"], view["flip"]) == (224, [0.2, 1.0], "bicubic", 0.5)
     assert (view["mean"], view["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert cfg["data"]["num_samples"] == 1281167
-    assert cfg["trainer"]["accelerator"] == "gpu"
+    assert cfg["trainer"]["strategy"] == "fsdp"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from sklearn import datasets
+from sklearn.utils import Bunch
 
 from pretrain import build
 from pretrain.arguments import quote
@@ -133,6 +135,26 @@ def count(words: list[str]) -> None:
         assert name == "run" or counts == committed[name], name
 
 
+def scale(words: list[str]) -> None:
+    """Recipes on paper, the first and the last of several; a dry run is one of something small."""
+    first, *_, last = words[0].partition("=")[2].strip("[]").split(",")
+    out = next(word.partition("=")[2] for word in words if word.startswith("out="))
+    if "dry_run=true" in words:
+        recipe = [f"+experiment={first}"]
+        result = run_script(
+            "scaling", *recipe, *words[1:], *small([*recipe, "global_batch_size=64"]), "global_batch_size=64"
+        )
+        assert result.returncode == 0, result.stderr
+        found = json.loads(Path(out).read_text())[first]
+        assert all(found[layout]["counted"]["held"] == found[layout]["computed"]["held"] for layout in ("ddp", "full"))
+        return
+    result = run_script("scaling", f"experiments=[{first},{last}]", *words[1:])
+    assert result.returncode == 0, result.stderr
+    committed = json.loads((ROOT / "docs" / "measurements" / "scaling.json").read_text())
+    for name, found in json.loads(Path(out).read_text()).items():
+        assert name == "run" or found == committed[name], name
+
+
 def take_in(words: list[str]) -> None:
     """Weights of others, here of a small encoder that the test stores as the original repository would."""
     given = dict(word.split("=", 1) for word in words)
@@ -153,6 +175,16 @@ def measure_scales(words: list[str]) -> None:
     measured = json.loads(Path("scaled.json").read_text())
     assert measured["mosaic"]["mae"]["share_by_factor"].keys() <= {"2", "4"}
     assert measured["enlarged"]["dino"]["psnr_p5"] > 40
+
+
+def draw(words: list[str]) -> None:
+    """As many shards, of fewer and smaller digits."""
+    digits = datasets.load_digits()
+    some = Bunch(images=digits.images[:700], target=digits.target[:700])
+    few = [word for word in words if not word.startswith("repeats=")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_digits", lambda: some)
+        assert run_script("make_digits", *few, "repeats=1", "side=16", "samples_per_shard=30").returncode == 0
 
 
 def make_again(words: list[str]) -> None:
@@ -199,6 +231,8 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             take_in(words[2:])
         elif words[:2] == ["python", "scripts/flops.py"]:
             count(words[2:])
+        elif words[:2] == ["python", "scripts/scaling.py"]:
+            scale(words[2:])
         elif words[:2] == ["python", "scripts/replay.py"]:
             make_again(words[2:])
         elif words[:2] == ["python", "scripts/bench_data.py"]:
@@ -221,9 +255,8 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             found = json.loads(Path("source.json").read_text())
             assert found.keys() == {"local", "as_local", "remote", "first", "second", "run"}
             assert found["remote"]["rate"]["requests"] > found["second"]["rate"]["requests"] == 0
-        elif words[:2] == ["python", "scripts/make_digits.py"]:  # as many shards, of less
-            few = [word for word in words[2:] if not word.startswith("repeats=")] + ["side=16", "samples_per_shard=100"]
-            assert run_script("make_digits", *few, "repeats=1").returncode == 0
+        elif words[:2] == ["python", "scripts/make_digits.py"]:
+            draw(words[2:])
         elif words[0] == "python" and words[1] != "-m":
             new = [word.replace("out=SHARDS", "out=NEW") for word in words[2:]]
             result = run_script(Path(words[1]).stem, *new)

@@ -35,6 +35,7 @@ ALLOWED = {
     "objective": {"nn", "optim.schedule", "view.spec", "encoder.encoder"},
     "probe": {"optim", "encoder.encoder"},
     "plan": {"config"},
+    "scaling": {"objective.objective", "plan", "trainer.shard"},
     "interop": {"encoder.encoder", "objective.objective", "nn", "view.spec"},
     "callback": {"probe"},
     "trainer": {"optim", "objective.objective"},

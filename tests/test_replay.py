@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,14 +38,13 @@ def edit(incident: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (incident / "incident.json").write_text(json.dumps(content))
 
 
-def test_the_command_in_the_log_runs_as_it_stands_there(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_command_in_the_log_runs_as_it_stands_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as stop:
         job.run(OVERFLOW)
     command = str(stop.value).rpartition(": ")[2].split()
     assert command[:2] == ["python", "scripts/replay.py"]
-    result = subprocess.run(
-        [sys.executable, *command[1:]], cwd=FOLDER.parent, capture_output=True, text=True, check=False
-    )
+    monkeypatch.chdir(FOLDER.parent)
+    result = run_script("replay", *command[2:])
     assert result.returncode == 0, result.stderr
     assert "reproduced: the loss is nan" in result.stdout
 

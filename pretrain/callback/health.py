@@ -85,6 +85,8 @@ class Health(StepCallback):
             state.asked = (
                 f"alarm of {state.alarm}. It is saved; the same command with callback.health.action=warn goes on"
             )
+            if self.context.ranks == 1:  # several stop together, a step later
+                state.stopping, trainer.should_stop = state.asked, True
 
     def _warms_up(self) -> bool:
         context = self.context

@@ -223,7 +223,6 @@ class Save(Callback):
             if self.state.stopping and step == self.state.step:
                 raise UserError(f"no checkpoint of step {step}, the last: {failure}") from None
             self.state.failed_saves += 1
-            self.state.report(failed_saves=self.state.failed_saves)
             log.error("no checkpoint of step %d: %s. Training goes on", step, failure)
         else:
             log.log(logging.INFO if self.state.stopping else logging.DEBUG, "checkpoint: %s", path)

@@ -116,9 +116,10 @@ class PretrainModule(LightningModule):
         progress, values = self.clock.progress, self._follow_schedules(optimizer)
         optimizer_closure()  # forward and backward of the last micro-batch
         names, norms = self._clip()
-        self._average()
-        loss, norm = self._sums["loss"], total_norm(norms)
-        skipped = ~(loss.isfinite() & norm.isfinite())
+        norm = total_norm(norms)
+        sound = self._average(norm)
+        loss = self._sums["loss"]
+        skipped = ~(loss.isfinite() & sound.isfinite())
         self.incidents.settle()  # of the step before: the device has work, and the weights are as that step left them
         step_unless(skipped, optimizer.optimizer, optimizer.step)
         self.objective.after_step(progress, skipped)
@@ -126,7 +127,9 @@ class PretrainModule(LightningModule):
         self.incidents.note(
             Outcome(self.clock.state.step + 1, progress, skipped, loss, norm, names, norms, self._numbers)
         )
-        counted = {"grad_norm": norm, "skipped_steps": self._skipped_steps}
+        counted: dict[str, Tensor | float] = {"grad_norm": norm, "skipped_steps": self._skipped_steps}
+        if self.clock.state.failed_saves:
+            counted["failed_saves"] = self.clock.state.failed_saves
         self.clock.state.metrics = {**self._sums, **counted, **values}
         self._sums, self._numbers = {}, []
         self.clock.advance()
@@ -150,12 +153,16 @@ class PretrainModule(LightningModule):
             clip_gradients(gradients, norms, self.clip_grad_norm, self.clip_grad_by)
         return list(named), norms
 
-    def _average(self) -> None:
-        """Makes the means over this rank's micro-batches those over all ranks'."""
-        if self.ranks > 1:
-            values = torch.stack(list(self._sums.values()))
-            dist.all_reduce(values)
-            self._sums = dict(zip(self._sums, (values / self.ranks).unbind(), strict=True))
+    def _average(self, norm: Tensor) -> Tensor:
+        """Makes the means over this rank's micro-batches those over all ranks'; returns the mean of their norms, which
+        is not finite if that of one rank is not."""
+        if self.ranks == 1:
+            return norm
+        values = torch.stack([*self._sums.values(), norm])
+        dist.all_reduce(values)
+        *means, sound = (values / self.ranks).unbind()
+        self._sums = dict(zip(self._sums, means, strict=True))
+        return sound
 
     def loss(self, batch: Batch) -> StepOutput:
         """The objective on a prepared batch, as it is evaluated: without gradients, in the run's precision."""

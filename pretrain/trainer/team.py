@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +22,8 @@ from pretrain.records import UserError
 from pretrain.world import World
 
 T = TypeVar("T")
+
+_LAST_WORD = 3.0  # seconds
 
 
 class ToldError(UserError):
@@ -162,6 +166,23 @@ def join(world: World, device: torch.device, address: tuple[str, int], minutes: 
             f"({str(failure).splitlines()[0]}); MASTER_ADDR and MASTER_PORT must name a machine that all ranks reach, "
             "and a port that is free on it"
         ) from None
+
+
+def lost_peers(failure: RuntimeError) -> str | None:
+    """The sentence for a collective that failed since another rank is gone, None for any other failure.
+
+    It comes after a while, so that what the other rank had to say stands before it.
+    """
+    first = (str(failure).strip() or "?").splitlines()[0]
+    told = isinstance(failure, dist.DistError) or re.search(
+        r"by peer|Broken pipe|gloo|NCCL|Socket Timeout", str(failure)
+    )
+    if not told or not dist.is_initialized():
+        return None
+    time.sleep(_LAST_WORD)
+    return (
+        f"another rank is gone, and says why if it could ({first}). The same command goes on from the last checkpoint"
+    )
 
 
 def code_version() -> str:

@@ -15,7 +15,7 @@ def test_no_gpu_is_one_sentence_that_names_the_cpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     lines = [line for line in check(composed(["trainer=one_gpu"])) if line.startswith("trainer")]
     assert lines == [
-        "trainer.accelerator=gpu: needs a GPU, and torch finds none here: train on the CPU with trainer=cpu"
+        "trainer.accelerator=null: needs a GPU, and torch finds none here: train on the CPU with trainer=cpu"
     ]
     assert not list(Hardware.problems("one", "cpu", "cpu", None, None, 30.0))
 

@@ -126,9 +126,3 @@ def test_ranks_that_differ_are_named(job: Job) -> None:
     assert '"base_lr": 0.001' in said[0]
     assert said[1].count("\n") <= 1
     assert not job.out.exists()
-
-
-def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(
-    job: Job,
-) -> None:
-    """The third step's samples of rank 1 are numbers that overflow: all ranks leave it out."""

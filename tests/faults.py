@@ -1,0 +1,69 @@
+"""Faults of one rank, planted in a run by a callback of its configuration."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pretrain.callback.step import Context
+
+Kind = Literal["broken", "killed", "reader", "raises", "hangs", "full", "killed_saving"]
+
+
+class Fault(Callback):
+    """Does something bad on one rank when it begins a step.
+
+    Args:
+        context: of the run.
+        kind: `broken` images, of nan; the process `killed`; its `reader` killed; an exception `raises`; it `hangs`;
+            no file may grow beyond 2 kB, as on a `full` disk; it is `killed_saving`, in the middle of its next file.
+        rank: which one.
+        step: the steps done before, the first that it is for.
+        count: of steps.
+    """
+
+    def __init__(self, context: Context, kind: Kind, rank: int, step: int, count: int = 1) -> None:
+        self.context = context
+        self.kind = kind
+        self.rank = rank
+        self.steps = range(step, step + count)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.context.rank != self.rank or self.context.state.step not in self.steps:
+            return
+        if self.kind == "broken":
+            for view in batch.views:
+                view.fill_(math.nan)
+        elif self.kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.kind == "reader":
+            for reader in multiprocessing.active_children():
+                os.kill(reader.pid or 0, signal.SIGKILL)
+        elif self.kind == "raises":
+            raise ZeroDivisionError("planted")
+        elif self.kind == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        elif self.kind == "killed_saving":
+            torch.save = _die_writing
+        else:
+            time.sleep(1000)
+
+
+def _die_writing(state: Any, file: Any) -> None:
+    file.write(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def planted(kind: Kind, rank: int, step: int, count: int = 1) -> list[str]:
+    """The overrides that plant it."""
+    node = {"_target_": "tests.faults.Fault", "_partial_": "true", "kind": kind, "rank": rank, "step": step}
+    words = [f"+callback.fault.{name}={value}" for name, value in {**node, "count": count}.items()]
+    return ["allow_targets=[tests.faults]", *words]
