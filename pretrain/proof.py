@@ -15,10 +15,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,49 @@ class Killing:
     recovery: list[float]
 
 
+class Started(Protocol):
+    """A training that runs, with all its processes."""
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+
+    def wait(self, timeout: float) -> int:
+        """The same, once it has ended.
+
+        Raises:
+            TimeoutExpired: it has not, after so many seconds.
+        """
+
+    def kill(self) -> None:
+        """Ends all its processes by SIGKILL, and returns when they are gone."""
+
+
+class Fresh:
+    """`python -m pretrain` in processes of its own.
+
+    Args:
+        words: of the command.
+        log: the file that its output is appended to.
+    """
+
+    def __init__(self, words: Sequence[str], log: Path) -> None:
+        command = [sys.executable, "-m", "pretrain", *words]
+        with open(log, "a", encoding="utf-8") as file:
+            self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def wait(self, timeout: float) -> int:
+        return self._process.wait(timeout)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        time.sleep(0.5)  # until its ranks, which die with it, have let go of the folder
+
+
 class Trial:
     """Runs of one configuration in a folder of their own.
 
@@ -46,16 +89,16 @@ class Trial:
         words: the overrides that name the configuration.
         steps: that each run makes.
         folder: for all of them.
-        launcher: the command before `-m pretrain`.
+        start: starts one, given all of its words and a file for its output.
     """
 
     def __init__(
-        self, words: Sequence[str], steps: int, folder: Path, launcher: Sequence[str] = (sys.executable,)
+        self, words: Sequence[str], steps: int, folder: Path, start: Callable[[Sequence[str], Path], Started] = Fresh
     ) -> None:
         self.words = list(words)
         self.steps = steps
         self.folder = folder
-        self.launcher = list(launcher)
+        self.start = start
 
     def run(self, name: str, extra: Sequence[str] = ()) -> Path:
         """Makes a run in one go.
@@ -93,32 +136,25 @@ class Trial:
         return Killing(lost, recovery)
 
     @contextlib.contextmanager
-    def _started(self, name: str, extra: Sequence[str]) -> Any:
-        """A process of the run; killed, with all that it started, when the block ends."""
+    def _started(self, name: str, extra: Sequence[str]) -> Iterator[Started]:
+        """The run; killed when the block ends."""
         out = self.folder / name
         fixed = ["callback.log.every_steps=1", "callback.log.wandb=disabled", "callback.ledger.enabled=true"]
-        command = [*self.launcher, "-m", "pretrain", *self.words, *fixed, *extra]
-        command += [f"stop_after_steps={self.steps}", f"output_dir={out}"]
-        with open(self.folder / f"{name}.log", "a", encoding="utf-8") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        words = [*self.words, *fixed, *extra, f"stop_after_steps={self.steps}", f"output_dir={out}"]
+        process = self.start(words, self.folder / f"{name}.log")
         try:
             yield process
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            time.sleep(0.5)  # until its ranks, which die with it, have let go of the folder
+            process.kill()
 
-    def _wait_for(
-        self, out: Path, goal: int, process: subprocess.Popen[Any], name: str, began: float, recovery: list[float]
-    ) -> None:
+    def _wait_for(self, out: Path, goal: int, process: Started, name: str, began: float, recovery: list[float]) -> None:
         before, moved = _step(out), time.monotonic()
         first = before
         while (step := _step(out)) < goal:
-            if process.poll() is not None:
-                if process.returncode == 0:
+            if (code := process.poll()) is not None:
+                if code == 0:
                     return
-                raise UserError(self._failure(name, process.returncode))
+                raise UserError(self._failure(name, code))
             if step != before:
                 before, moved = step, time.monotonic()
             if time.monotonic() - moved > _PATIENCE:
@@ -127,7 +163,7 @@ class Trial:
         if first:
             recovery.append(time.monotonic() - began)
 
-    def _finish(self, process: subprocess.Popen[Any], name: str) -> None:
+    def _finish(self, process: Started, name: str) -> None:
         try:
             code = process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import resource
 import shutil
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.records import UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.checkpoint import is_complete, load, newest, save
 
@@ -127,7 +127,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     size = (path / "state.pt").stat().st_size
     (path / "COMPLETE").write_text(f'{{"step": 1, "files": {{"state.pt": {size}}}}}')
     assert is_complete(path)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(UserError, match="holds more than tensors and plain data"):
         load(path)
     assert not marker.exists()
 
