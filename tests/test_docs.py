@@ -210,7 +210,8 @@ def submitted(line: str) -> list[str]:
 
 def by_torchrun(words: list[str]) -> None:
     own = [word for word in words if word.startswith("--")]
-    others = [word for word in words if word not in own][2:]
+    others = [word for word in words if word not in own and not word.startswith("max_steps=")][2:]
+    shutil.rmtree("RUN")
     command = ["-m", "torch.distributed.run", *own, "-m", "pretrain", *others, *small(others), "max_steps=2"]
     result = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
