@@ -69,7 +69,9 @@ def run(cfg: DictConfig) -> None:
         cfg.output_dir = os.path.join(cfg.output_dir, str(HydraConfig.get().job.num))
     count = build.ranks_to_start(cfg)
     if count > 1:
-        sys.exit(launch.start(count, _words(cfg)))
+        if code := launch.start(count, _words(cfg)):
+            sys.exit(code)
+        return  # to the next run of a sweep
     launch.die_with_parent()
     rank = World.of(os.environ).rank
     if rank:

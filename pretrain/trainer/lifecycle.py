@@ -55,11 +55,14 @@ class Stop(Callback):
         self.signal: signal.Signals | None = None  # of any rank, once all know of it
         self._asked: signal.Signals | None = None  # of this rank
         self._answers: Callable[[], list[float]] | None = None
+        self._told_due = False  # at the last step: what comes of it is not seen before the next one is done
         self._handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for number in _SIGNALS:
             self._handlers[number] = signal.signal(number, self._note)
+        if self.team.size > 1:
+            self.clock.agreed(self.clock.state.seconds)  # the checkpoint's; each rank's own would be another
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0 and self.count_first_step:  # the readers are up: this is the end of the set-up
@@ -90,17 +93,20 @@ class Stop(Callback):
             self.clock.agreed(seconds)
         if alarm and not state.alarm:
             state.alarm = "another rank's"
-        reasons = (self.clock.end, f"received {self.signal.name}" if self.signal else "", state.asked)
-        state.stopping = next(filter(None, reasons), "alarm" if alarm else "")
+        asked = (state.asked or "alarm") if alarm else ""  # not before all know
+        reasons = (self.clock.end, f"received {self.signal.name}" if self.signal else "", asked)
+        state.stopping = next(filter(None, reasons), "")
         trainer.should_stop = bool(state.stopping)
 
     def _agreed(self) -> list[float]:
         """The greatest of what the ranks had to say when the last step was done; of a single rank, of this one."""
         state, leads = self.clock.state, self.team.leads
+        due = leads and not self._told_due and self.is_due()
+        self._told_due = due and self.team.size > 1
         mine = [
             float(self._asked or 0),
             float(bool(state.asked) and leads),
-            float(leads and self.is_due()),
+            float(due),
             self.clock.elapsed if leads else 0.0,
             state.waited,
         ]
