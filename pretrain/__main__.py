@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _ALARM = 3  # the exit code where a collapse ended the run
-_ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i", "--resolve", "--package", "-p")
+_ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i")
 
 
 def main() -> None:
@@ -31,12 +31,13 @@ def main() -> None:
     slurm.hold()
     import hydra
 
-    from pretrain import overrides
+    from pretrain import hydra_settings, overrides
     from pretrain.arguments import quote
 
     flags = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")]
     if len(sys.argv) == 1 or "--help" in flags or "-h" in flags:
         _leave_with_usage(2 if len(sys.argv) == 1 else 0)
+    _leave_if(hydra_settings.flag_mistakes(sys.argv[1:]))
     sys.argv[1:] = quote(sys.argv[1:])
     if not any(flag in _ONLY_SHOW for flag in flags):
         words = [word for word in sys.argv[1:] if not word.startswith("-")]
@@ -55,7 +56,7 @@ def run(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from pretrain import build, launch
+    from pretrain import build, hydra_settings, launch, secret
     from pretrain.data.loader import death_of_reader
     from pretrain.records import UserError
     from pretrain.trainer.team import ToldError, lost_peers
@@ -63,8 +64,10 @@ def run(cfg: DictConfig) -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what it says of itself; what we say stands in our own lines
+    secret.guard_log()
     warnings.filterwarnings("ignore", module=r"lightning\.")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
+        hydra_settings.clean_sweep(Path(HydraConfig.get().sweep.dir))
         cfg.output_dir = os.path.join(cfg.output_dir, str(HydraConfig.get().job.num))
     count = build.ranks_to_start(cfg)
     if count > 1:
@@ -160,7 +163,9 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 def _leave_if(mistakes: list[str]) -> None:
     if mistakes:
-        sys.exit("\n".join(dict.fromkeys(mistakes)))
+        from pretrain import secret
+
+        sys.exit("\n".join(dict.fromkeys(map(secret.typed, mistakes))))
 
 
 def _leave_with_usage(code: int) -> None:

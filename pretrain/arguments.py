@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
+from pretrain import secret
 from pretrain.config import mistakes_without_data
 from pretrain.overrides import suggest
 from pretrain.records import UserError
@@ -173,6 +174,7 @@ def script_with_overrides(
         print(f"{usage.strip()}\n\nArguments:\n{_listing(schema)}")
         sys.exit(0 if typed else 2)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    secret.guard_log()
     mine, others = _split_words(schema, typed) if take_overrides else (typed, [])
     try:
         values, lines = _read(schema, mine)
@@ -180,4 +182,4 @@ def script_with_overrides(
             raise UserError("\n".join(lines + (mistakes_without_data(quote(others)) if take_overrides else [])))
         main(schema(**values), quote(others))
     except UserError as mistake:
-        sys.exit(str(mistake))
+        sys.exit(secret.typed(str(mistake)))

@@ -15,10 +15,10 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.fsdp import FSDPModule
 
+from pretrain import secret
 from pretrain.assemble import as_exported, instantiate, objective_of
 from pretrain.callback.step import Context
 from pretrain.data.module import ShardData
-from pretrain.data.objects import hidden
 from pretrain.data.report import BadSamples, write_report
 from pretrain.nn.attention import kernel_for
 from pretrain.objective.objective import Objective
@@ -99,11 +99,11 @@ def run_of(cfg: DictConfig) -> Run:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     team = hardware.join()
     facts = {"the code": code_version(), "the configuration": plain, "the precision": hardware.precision}
-    team.agree(facts | {"the shards": data.identity()})
-    identity = {key: plain[key] for key in _IDENTITY} | {"data": data.identity()}
-    settings = {key: plain[key] for key in _SETTINGS} | {"precision": hardware.precision}
+    team.agree(secret.recorded(facts | {"the shards": data.identity()}))
+    identity = secret.recorded({key: plain[key] for key in _IDENTITY} | {"data": data.identity()})
+    settings = secret.recorded({key: plain[key] for key in _SETTINGS} | {"precision": hardware.precision})
     _refuse_optimizer(cfg)
-    folder = RunFolder(Path(cfg.output_dir), identity, settings, cfg.resume, team)
+    folder = RunFolder(Path(cfg.output_dir), identity, settings, cfg.resume, cfg.trust_checkpoint, team)
 
     state = RunState()
     hardware.materialise(objective, cfg.seed)
@@ -209,10 +209,9 @@ def _snapshot(module: PretrainModule, data: ShardData, folder: RunFolder, team: 
 
 
 def _shown(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration, resolved, as it may be written down: without the secrets of object stores."""
+    """The configuration, resolved, as it may be written down: without secrets."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    data = plain["data"]
-    return plain | {"data": data | {name: hidden(data[name]) for name in ("storage_options",) if name in data}}
+    return secret.recorded(plain)
 
 
 def _context(

@@ -10,14 +10,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pretrain import hydra_settings
 from pretrain.overrides import composed, suggest, understood
 from pretrain.records import UserError
-from pretrain.signature import describe, hints_of, locate, matches
+from pretrain.signature import describe, hints_of, locate, matches, misfit
 
 _COLLECTIONS = ("callback", "schedule")  # groups that hold several nodes by name; the others are one node each
+_BASES = {  # of which class a group's node must be
+    "encoder": "pretrain.encoder.encoder.Encoder",
+    "objective": "pretrain.objective.objective.Objective",
+    "data": "pretrain.data.module.ShardData",
+    "optim": "torch.optim.Optimizer",
+    "trainer": "pretrain.trainer.parallel.Hardware",
+    "checkpoint": "lightning.pytorch.Callback",
+    "callback": "lightning.pytorch.Callback",
+    "view": "pretrain.view.spec.ViewSpec",
+}
 _WORDS = ("_target_", "_partial_", "_recursive_", "_convert_")  # Hydra's own, in a node
 
 
@@ -44,6 +55,7 @@ class Settings:
     nodes: int | None
     devices: int | None
     accelerator: Literal["cpu", "gpu"] | None
+    trust_checkpoint: bool
 
     @staticmethod
     def problems(
@@ -79,8 +91,21 @@ def judged(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """The configuration that the understood ones of a command's overrides give, and all that is wrong, a line each."""
     accepted, lines = understood(overrides)
     cfg = composed(accepted)
-    wrong = check(cfg)
+    allowed, unasked = _allowed(cfg), []
+    if allowed and not any(word.lstrip("+").startswith("allow_targets=") for word in accepted):
+        cfg.allow_targets = []  # before anything of these packages is imported
+        unasked.append(
+            f"allow_targets={','.join(allowed)}: a file asks for it, and it counts only where it is typed: add "
+            f"allow_targets=[{','.join(allowed)}] to the command if you trust these packages"
+        )
+    wrong = unasked + check(cfg) + hydra_settings.mistakes(accepted, _allowed(cfg))
     return cfg, lines + wrong + _strangers_to_recipe(accepted, wrong)
+
+
+def _allowed(cfg: DictConfig) -> list[str]:
+    """The packages whose classes a `_target_` may name, none where that is no list of names."""
+    named = OmegaConf.select(cfg, "allow_targets")
+    return [name for name in named or () if isinstance(name, str)] if isinstance(named, ListConfig) else []
 
 
 def _strangers_to_recipe(overrides: Sequence[str], wrong: Sequence[str]) -> list[str]:
@@ -165,12 +190,16 @@ def check_nodes(nodes: Mapping[str, Any], allowed: Sequence[str] = ()) -> list[s
 
 
 def _check_tree(path: str, node: Any, allowed: Sequence[str]) -> Iterator[str]:
-    """What is wrong with a node and all below it."""
+    """What is wrong with a node and all below it. What is refused is not looked into: rules may read files."""
     if isinstance(node, dict):
-        if "_target_" in node:
-            yield from _check_node(path, node, allowed)
+        lines = _check_node(path, node, allowed) if "_target_" in node else []
+        yield from lines
+        refused = {line.partition("=")[0] for line in lines}
+        if f"{path}._target_" in refused:
+            return
         for key, value in node.items():
-            yield from _check_tree(f"{path}.{key}", value, allowed)
+            if f"{path}.{key}" not in refused:
+                yield from _check_tree(f"{path}.{key}", value, allowed)
     elif isinstance(node, list):
         for number, value in enumerate(node):
             yield from _check_tree(f"{path}[{number}]", value, allowed)
@@ -179,8 +208,13 @@ def _check_tree(path: str, node: Any, allowed: Sequence[str]) -> Iterator[str]:
 def _check_node(path: str, node: dict[str, Any], allowed: Sequence[str]) -> list[str]:
     """What is wrong with the arguments of one `_target_`."""
     target, reason = locate(node["_target_"], allowed)
+    place = path.partition(".")[0]
+    if target is not None and path.count(".") == (place in _COLLECTIONS) and misfit(target, _BASES.get(place)):
+        target, reason = None, f"is no {place}"
     if target is None:
         return [_line(f"{path}._target_", node["_target_"], reason)]
+    for inner in _targets(list(node.values())):
+        locate(inner, allowed)  # so that its class is there to be compared with the type hint of its place
     arguments = {key: value for key, value in node.items() if key not in _WORDS}
     try:
         parameters = inspect.signature(target).parameters
@@ -194,9 +228,20 @@ def _check_node(path: str, node: dict[str, Any], allowed: Sequence[str]) -> list
     defaults = {name: one.default for name, one in named.items() if one.default is not one.empty}
     valid = {name: value for name, value in arguments.items() if name in hints and matches(value, hints[name])}
     values = defaults | valid
-    if rules is not None and all(name in values for name in arguments if name in hints):
+    if rules is not None:
+        needed = {name for name, one in inspect.signature(rules).parameters.items() if one.default is one.empty}
+        needed |= arguments.keys()
+    if rules is not None and all(name in values for name in needed if name in hints):
         lines += [_line(f"{path}.{argument}", values.get(argument), text) for argument, text in rules(**values)]
     return lines
+
+
+def _targets(value: Any) -> Iterator[Any]:
+    """All that a `_target_` below a value names."""
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(one, dict) and "_target_" in one:
+            yield one["_target_"]
+        yield from _targets(one)
 
 
 def _check_arguments(

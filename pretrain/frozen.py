@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from pretrain import config
+from pretrain import config, secret
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.data import label
 from pretrain.data.index import Index
@@ -33,8 +32,8 @@ from pretrain.interop.card import Card
 from pretrain.objective.objective import Objective
 from pretrain.probe.features import Featurize, Pool, extract, pooled
 from pretrain.records import Batch, UserError
-from pretrain.signature import locate
 from pretrain.trainer import checkpoint
+from pretrain.trainer.trust import refuse_untrusted
 from pretrain.view.color import Prepare
 from pretrain.view.spec import ViewSpec
 
@@ -129,7 +128,7 @@ class Frozen:
         result = {
             "accuracy": accuracy,
             "samples": samples,
-            "protocol": protocol,
+            "protocol": secret.recorded(protocol),
             "run_id": self.card.run_id,
             "step": self.card.step,
         }
@@ -155,6 +154,8 @@ class ProbeArguments:
     allow_pipe: bool = False
     labels: str = "cls"  # or json:KEY, json:a.b for a value further inside
     skip: Patterns | None = None  # of `train`
+    trust_checkpoint: bool = False  # of another user, or writable by everybody
+    allow_targets: tuple[str, ...] = ()  # packages of the run's encoder and objective
 
 
 def open_probe_data(a: ProbeArguments) -> tuple[Index, Index]:
@@ -185,36 +186,40 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load(path: Path, weights: Weights = "trained") -> Frozen:
+def load(
+    path: Path, weights: Weights = "trained", trust_checkpoint: bool = False, allow_targets: Sequence[str] = ()
+) -> Frozen:
     """The encoder of a run's newest checkpoint, or of an exported folder.
 
     Args:
         path: of the run's folder, or of an export.
         weights: `trained` are those that are exported, where there is a teacher the teacher's; `student` are those that
             the optimizer trained; `random` those that a run's seed began with (an export's: those of seed 0).
+        trust_checkpoint: whether to load a checkpoint that another user could have written (see `trust.py`).
+        allow_targets: packages whose encoders and objectives may be built, if the run's are not of this one. What the
+            run's own files allow does not count.
 
     Raises:
         UserError: it is neither, or the run has no checkpoint yet.
     """
     exported = export.read(path)
     if exported is None:
-        return _from_run(path, weights)
+        return _from_run(path, weights, trust_checkpoint, allow_targets)
     card, state = exported
     if weights == "student":
         raise UserError(f"checkpoint={path}: an export holds one encoder; weights=student needs the run's folder")
     view = {"_target_": "pretrain.view.spec.ViewSpec"} | card.view
-    mistakes = config.check_nodes({"encoder": card.encoder, "view": view}) or _strangers({"encoder": card.encoder})
-    _refuse(f"checkpoint={path}", mistakes)
+    _refuse(f"checkpoint={path}", config.check_nodes({"encoder": card.encoder, "view": view}, allow_targets))
     encoder, card, _ = after_pretraining(instantiate(card.encoder), card)
     if weights == "trained":
         encoder.load_state_dict(state)
     return Frozen(encoder.eval(), ViewSpec(**card.view), card.pool, card)  # type: ignore[arg-type]
 
 
-def _from_run(path: Path, weights: Weights) -> Frozen:
+def _from_run(path: Path, weights: Weights, trust_checkpoint: bool, allow_targets: Sequence[str]) -> Frozen:
     if not (path / "config.yaml").is_file() or not (path / "run.json").is_file():
         raise UserError(f"checkpoint={path}: it is neither a run's folder nor an export")
-    plain, objective = configured(path, f"checkpoint={path}")
+    plain, objective = configured(path, f"checkpoint={path}", allow_targets)
     newest, step = checkpoint.newest(path / "checkpoints"), 0
     if weights == "student" and objective.trained_encoder is objective.encoder_for_export:
         name = type(objective).__name__
@@ -222,6 +227,7 @@ def _from_run(path: Path, weights: Weights) -> Frozen:
     if weights in ("trained", "student"):
         if newest is None:
             raise UserError(f"checkpoint={path}: the run has no complete checkpoint yet")
+        refuse_untrusted(newest, trust_checkpoint, above=(path, newest.parent))
         saved = checkpoint.load(newest, only=("objective", "step"))
         objective.load_state_dict(saved["objective"])
         step = saved["step"]
@@ -235,20 +241,20 @@ def _from_run(path: Path, weights: Weights) -> Frozen:
     return Frozen(encoder.eval(), view, objective.pool, card, objective.eval(), whole, left)
 
 
-def configured(path: Path, asked: str) -> tuple[dict[str, Any], Objective]:
+def configured(path: Path, asked: str, allow_targets: Sequence[str] = ()) -> tuple[dict[str, Any], Objective]:
     """The configuration of a run's folder as plain data, and its objective with the weights that training began with.
 
     Args:
         path: of the folder.
         asked: the word that named it, for messages.
+        allow_targets: as for `load`.
 
     Raises:
-        UserError: the configuration names what may not be built.
+        UserError: it names what may not be built, or is not what a run wrote.
     """
     plain: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True)
     nodes = {key: plain[key] for key in ("encoder", "objective")}
-    allowed = plain["allow_targets"]
-    _refuse(asked, config.check_nodes(nodes, allowed) or _strangers(nodes, allowed))
+    _refuse(asked, config.check_nodes(nodes, allow_targets))
     return plain, materialise(objective_of(OmegaConf.create(plain)), plain["seed"])  # what was checked, nothing else
 
 
@@ -264,17 +270,6 @@ def after_pretraining(encoder: Encoder, card: Card) -> tuple[Encoder, Card, list
     """
     built, left = as_exported(encoder, card.encoder)
     return built, replace(card, part="encoder", encoder=card.encoder | encoder.after_pretraining), left
-
-
-def _strangers(nodes: dict[str, Any], allowed: Sequence[str] = ()) -> list[str]:
-    """Files may name an encoder and an objective, and no other class, however harmless it looks."""
-    bases = {"encoder": Encoder, "objective": Objective}
-    found = {key: locate(node["_target_"], allowed)[0] for key, node in nodes.items()}
-    return [
-        f"{key}._target_={nodes[key]['_target_']}: is no {key}"
-        for key, one in found.items()
-        if not (inspect.isclass(one) and issubclass(one, bases[key]))
-    ]
 
 
 def _refuse(asked: str, mistakes: list[str]) -> None:

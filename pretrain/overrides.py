@@ -28,14 +28,14 @@ def folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
-    """The configuration that overrides give.
+def composed(overrides: Sequence[str], whole: bool = False) -> DictConfig:
+    """The configuration that overrides give, if it is to be whole with Hydra's own part.
 
     Raises:
         HydraException: an override is not understood.
     """
     with initialize_config_dir(str(folder()), version_base="1.3"):
-        return compose("pretrain", overrides=list(overrides))
+        return compose("pretrain", overrides=list(overrides), return_hydra_config=whole)
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:

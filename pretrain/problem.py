@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pretrain import secret
+
 # A constructor's argument and what is wrong with its value. A class that has rules between its arguments states them
 # in a static method `problems(**arguments) -> Iterator[Problem]`, which its constructor refuses by and which the
 # configuration check calls before anything is built.
@@ -11,7 +13,13 @@ Problem = tuple[str, str]
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: names the value, the reason and the fix, and is shown without a traceback."""
+    """A mistake that the user can mend: names the value, the reason and the fix, and is shown without a traceback.
+
+    Its sentence holds no password of an address, whoever wrote it.
+    """
+
+    def __init__(self, sentence: object = "") -> None:
+        super().__init__(secret.shown(str(sentence)))
 
 
 def refuse(owner: object, problems: Iterable[Problem]) -> None:

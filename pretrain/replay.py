@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pretrain import secret
 from pretrain.data.loader import Loader
 from pretrain.data.opening import NamedPatterns, Patterns, open_training
 from pretrain.data.order import Shuffle
@@ -30,6 +32,7 @@ from pretrain.objective.objective import Objective
 from pretrain.optim.clip import gradient_norms, total_norm
 from pretrain.records import Batch, UserError
 from pretrain.trainer.incident import Incident
+from pretrain.trainer.trust import refuse_untrusted
 from pretrain.view.color import Prepare
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -48,6 +51,8 @@ class ReplayArguments:
     allow_pipe: bool = False
     precision: Precision | None = None
     device: Literal["cpu", "cuda"] | None = None  # by default the GPU if there is one
+    trust_checkpoint: bool = False  # of another user, or writable by everybody
+    allow_targets: tuple[str, ...] = ()  # packages of the run's encoder and objective
 
 
 @dataclass
@@ -86,11 +91,13 @@ class Replay:
             )
         run = path.resolve().parents[1]
         identity = _identity(run, incident, path)
-        plain, self.objective = configured(run, f"incident={path}")
-        _load_weights(self.objective, run / "incidents" / incident.weights)
+        plain, self.objective = configured(run, f"incident={path}", a.allow_targets)
+        weights = run / "incidents" / incident.weights
+        refuse_untrusted(weights.parent, a.trust_checkpoint, above=(run, run / "incidents"))
+        _load_weights(self.objective, weights)
         data = plain["data"]
         training = open_training(
-            patterns := a.train or data["train"],
+            patterns := a.train or _recorded_patterns(data["train"]),
             data.get("sources"),
             a.index_dir or data["index_dir"],
             a.allow_pipe,
@@ -174,6 +181,13 @@ def report(replay: Replay) -> bool:
     else:
         print(f"reproduced: the loss is {finding.loss}, the gradient norm {finding.grad_norm}")
     return not finding.finite
+
+
+def _recorded_patterns(train: Patterns | NamedPatterns) -> Patterns | NamedPatterns:
+    """The shards as a run wrote them down, if it could do so without a secret."""
+    if re.search(rf"://{secret.HIDDEN}@|[?#]{secret.HIDDEN}\b", str(train)):
+        raise UserError(f"the run's record leaves out the passwords of its shards (`{train}`): name them by train=…")
+    return train
 
 
 def _listed(names: Sequence[str]) -> str:

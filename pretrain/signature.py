@@ -5,33 +5,66 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-_PACKAGES = ("pretrain", "torch", "lightning")  # whose classes a `_target_` may name
+# Whose classes a `_target_` may name, and of which kind: torch and lightning have many that start programs, open files
+# or read pickles when they are built.
+_KINDS: dict[str, tuple[str, ...]] = {
+    "pretrain": (),
+    "torch": ("torch.optim.Optimizer", "torch.nn.Module"),
+    "lightning": ("lightning.pytorch.Callback",),
+}
+_HOMES = {"torch": ("torch.optim.", "torch.nn."), "lightning": ("lightning.pytorch.callbacks.",)}
 
 
-def locate(dotted: object, allowed: Sequence[str] = ()) -> tuple[Callable[..., Any] | None, str]:
+def locate(dotted: object, allowed: Sequence[str] = ()) -> tuple[type[Any] | None, str]:
     """(what a `_target_` names, "") or (None, why it may not be named).
 
-    Only classes can be named, of this package, torch, lightning and what `allow_targets` adds: a configuration must not
-    be able to run any function that happens to be importable.
+    Only classes can be named, of this package, torch's optimizers and layers, lightning's callbacks, and the classes of
+    packages that `allow_targets` adds: a configuration must not be able to run any function that happens to be
+    importable, nor to build what some module of an allowed package happens to have imported (a `Popen`).
     """
-    if not isinstance(dotted, str) or not dotted.startswith(tuple(f"{name}." for name in (*_PACKAGES, *allowed))):
-        names = ", ".join((*_PACKAGES, *allowed))
+    packages = (*_KINDS, *allowed)
+    if not isinstance(dotted, str) or not dotted.startswith(tuple(f"{name}." for name in packages)):
+        names = ", ".join(packages)
         return (None, f"is outside what may be built ({names}); add its package to allow_targets if you trust it")
+    found, reason = _class(dotted)
+    if found is None:
+        return None, reason
+    home = f"{found.__module__}."
+    if not home.startswith(tuple(f"{name}." for name in packages)):
+        return None, f"is a class of {found.__module__}, which is outside what may be built ({', '.join(packages)})"
+    own = next((name for name in _KINDS if home.startswith(f"{name}.")), None)
+    if own in _HOMES and own not in allowed:
+        kinds = tuple(one for kind in _KINDS[own] if (one := _class(kind)[0]) is not None)
+        if not home.startswith(_HOMES[own]) or not issubclass(found, kinds):
+            return None, f"is none of the classes of {own} that may be built ({', '.join(_KINDS[own])})"
+    return found, ""
+
+
+def misfit(target: type[Any], base: str | None) -> bool:
+    """Whether a class is none of those that a place asks for, by the dotted name of their base; None asks for none."""
+    if base is None:
+        return False
+    wanted, reason = _class(base)
+    assert wanted is not None, reason
+    return not issubclass(target, wanted)
+
+
+def _class(dotted: str) -> tuple[type[Any] | None, str]:
+    """(the class of a name, "") or (None, why it is none)."""
     module, _, name = dotted.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as failure:
         return None, f"cannot be found: {failure}"
-    if not inspect.isclass(found):
-        return None, "is no class"
-    return found, ""
+    return (found, "") if inspect.isclass(found) else (None, "is no class")
 
 
-def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(target: type[Any]) -> dict[str, Any]:
     """The type hints of a class's constructor, none where they cannot be looked up."""
     try:
         return get_type_hints(target.__init__)
@@ -42,6 +75,8 @@ def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
 def matches(value: Any, hint: Any) -> bool:
     """Whether a plain value (or a node that builds one) may be passed where a type hint stands."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
     if origin in (Union, types.UnionType):
         return any(matches(value, one) for one in arguments)
     if origin is Literal:
@@ -61,7 +96,10 @@ def matches(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint in (int, bool, str):
         return type(value) is hint
-    if origin is dict or hint is dict:
+    if origin is dict:  # of values that are written down, or of nodes of one class
+        nodes = [one for one in value.values() if _holds_node(one)] if isinstance(value, dict) else [value]
+        return all(arguments[1] is not Any and matches(one, arguments[1]) for one in nodes)
+    if hint is dict:
         return isinstance(value, dict)
     if inspect.isclass(hint) and isinstance(value, int | float | str | list):
         return isinstance(value, hint)
@@ -70,10 +108,30 @@ def matches(value: Any, hint: Any) -> bool:
 
 def _builds(node: dict[str, Any], hint: Any, origin: Any) -> bool:
     """Whether a node builds what a hint asks for: an instance, or with `_partial_` something to call."""
+    if hint is Any:
+        return True
+    target = _known(str(node["_target_"]))
     if node.get("_partial_"):
-        return hint is Any or origin is Callable or hint is Callable
-    target, _ = locate(node["_target_"], (str(node["_target_"]).split(".")[0],))
-    return hint is Any or not (inspect.isclass(hint) and inspect.isclass(target)) or issubclass(target, hint)
+        made = (get_args(hint) or (Any,))[-1]
+        fits = target is None or not inspect.isclass(made) or issubclass(target, made)
+        return (origin is Callable or hint is Callable) and fits
+    kind = origin or hint
+    if kind in (int, float, bool, str):
+        return False
+    return not (inspect.isclass(kind) and target is not None) or issubclass(target, kind)
+
+
+def _known(dotted: str) -> type[Any] | None:
+    """A class of a package that may be named, or of one that is imported already; to ask for a type imports nothing."""
+    module = dotted.rpartition(".")[0]
+    return _class(dotted)[0] if dotted.partition(".")[0] in _KINDS or module in sys.modules else None
+
+
+def _holds_node(value: Any) -> bool:
+    """Whether something would be built of a value, or of what is in it."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_holds_node, value.values()))
+    return isinstance(value, list) and any(map(_holds_node, value))
 
 
 def describe(hint: Any) -> str:

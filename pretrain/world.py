@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pretrain.problem import UserError
 
-_PORT = 20_000  # and up to 20,000 above it: where the ranks of a Slurm job meet, unless MASTER_PORT says otherwise
+_PORTS = range(10_000, 30_000)  # where the ranks of a Slurm job meet, unless MASTER_PORT says otherwise
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def meeting_point(environ: Mapping[str, str]) -> tuple[str, int]:
     if not address and job:
         address = _first_host(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", ""))
     if not port and job.isdecimal():
-        port = str(_PORT + (7 * int(job) + int(environ.get("SLURM_RESTART_COUNT", 0))) % _PORT)
+        port = str(_PORTS[(7 * int(job) + int(environ.get("SLURM_RESTART_COUNT", 0))) % len(_PORTS)])
     if not address or not port.isdecimal():
         raise UserError(
             f"MASTER_ADDR={address} MASTER_PORT={port}: they must name the first machine and a free port of it; "

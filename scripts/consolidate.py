@@ -16,12 +16,14 @@ from pretrain.arguments import script
 from pretrain.files import replace_folder
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
+from pretrain.trainer.trust import refuse_untrusted
 
 
 @dataclass(frozen=True)
 class Arguments:
     checkpoint: str
     out: str
+    trust_checkpoint: bool = False  # although another user could have written it
 
 
 def main(a: Arguments) -> None:
@@ -29,6 +31,7 @@ def main(a: Arguments) -> None:
     newest = checkpoint.newest(run / "checkpoints")
     if not (run / "run.json").is_file() or newest is None:
         raise UserError(f"checkpoint={run}: it must be a run's folder with a complete checkpoint")
+    refuse_untrusted(newest, a.trust_checkpoint, above=(run, newest.parent))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: holds something already; name a new folder")
 

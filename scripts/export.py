@@ -28,11 +28,14 @@ class Arguments:
     out: str
     part: Literal["encoder", "objective"] = "encoder"
     weights: Literal["trained", "student"] = "trained"  # where there is a teacher, `trained` is the teacher
+    trust_checkpoint: bool = False  # of another user, or writable by everybody
+    allow_targets: tuple[str, ...] = ()  # packages of the run's encoder and objective
 
 
 def main(arguments: Arguments) -> None:
     logging.getLogger("timm").setLevel(logging.WARNING)
-    frozen, out = load(Path(arguments.checkpoint), arguments.weights), Path(arguments.out)
+    a, out = arguments, Path(arguments.out)
+    frozen = load(Path(a.checkpoint), a.weights, a.trust_checkpoint, a.allow_targets)
     card, model = frozen.card, cast(nn.Module, frozen.encoder)
     if arguments.part == "encoder" and frozen.left:
         print("left out, since it served pretraining alone: " + ", ".join(frozen.left))

@@ -24,7 +24,7 @@ def main(a: Arguments) -> None:
     if a.k < 1 or a.temperature <= 0:
         raise UserError(f"k={a.k} must be at least 1, and temperature={a.temperature} positive")
     indexes = open_probe_data(a)
-    frozen = load(Path(a.checkpoint), a.weights)
+    frozen = load(Path(a.checkpoint), a.weights, a.trust_checkpoint, a.allow_targets)
     (train, labels), (val, val_labels) = (
         frozen.features(one, a.weights, a.pool, a.num_workers, a.labels) for one in indexes
     )

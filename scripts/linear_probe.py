@@ -39,7 +39,7 @@ class Arguments(ProbeArguments):
 def main(a: Arguments) -> None:
     indexes = open_probe_data(a)
     micro = micro_batch(a, indexes[0].num_samples) if a.protocol == "paper" else 0
-    frozen = load(Path(a.checkpoint), a.weights)
+    frozen = load(Path(a.checkpoint), a.weights, a.trust_checkpoint, a.allow_targets)
     protocol = asdict(a) | {"pool": a.pool or frozen.pool}
     val, val_labels = frozen.features(indexes[1], a.weights, a.pool, a.num_workers, a.labels)
     if a.protocol == "paper":

@@ -1,7 +1,7 @@
-"""Kills runs two hundred times and writes down what it cost: `python -m tests.kill_often docs/measurements/kills.json`.
+"""Kills runs two hundred times and writes down what it cost: `python -m tests.kill_often FILE`.
 
-The schedules of `make test-full`, with other random moments. Processes are forked from one that has imported everything,
-so the seconds from a start to its first new step leave out the import of torch and Lightning.
+The schedules of `make test-full`, with other random moments. Processes are forked from one that has imported all: what
+they take from a start to the first new step leaves that out.
 """
 
 from __future__ import annotations

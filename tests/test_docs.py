@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn import datasets
 from sklearn.utils import Bunch
 
-from pretrain import build
+from pretrain import build, proof
 from pretrain.arguments import quote
 from pretrain.assemble import instantiate
 from pretrain.config import mistakes
@@ -210,11 +210,21 @@ def submitted(line: str) -> list[str]:
 
 def by_torchrun(words: list[str]) -> None:
     own = [word for word in words if word.startswith("--")]
-    others = [word for word in words if word not in own][2:]
+    others = [word for word in words if word not in own and not word.startswith("max_steps=")][2:]
+    shutil.rmtree("RUN")
     command = ["-m", "torch.distributed.run", *own, "-m", "pretrain", *others, *small(others), "max_steps=2"]
     result = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert "all 2 steps are done" in result.stdout
+
+
+def refuse_nothing(words: list[str]) -> None:
+    """A proof that would take minutes is left at its beginning; `tests/test_proof.py` runs one to its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        asked = []
+        patch.setattr(proof.Trial, "run", lambda self, name: asked.append(name) or sys.exit("enough"))
+        result = run_script("verify_resume", *words)
+    assert (asked, result.stderr.strip()) == (["whole"], "enough")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -229,6 +239,12 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             bench(Path(words[1]).stem, words[2:])
         elif words[:2] == ["python", "scripts/import_weights.py"]:
             take_in(words[2:])
+        elif words[:2] == ["python", "scripts/verify_resume.py"]:
+            refuse_nothing(words[2:])
+        elif words[:2] == ["python", "scripts/bench_save.py"]:
+            few = [word for word in words[2:] if not word.startswith("rounds=")]
+            assert run_script("bench_save", *few, *small(few), "rounds=1").returncode == 0
+            assert json.loads(Path("save.json").read_text())["times_shorter"]["median"] > 0
         elif words[:2] == ["python", "scripts/flops.py"]:
             count(words[2:])
         elif words[:2] == ["python", "scripts/scaling.py"]:

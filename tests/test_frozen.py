@@ -118,7 +118,7 @@ def test_a_target_in_somebodys_files_is_not_built(job: Job, tmp_path: Path, targ
     job.run("max_steps=1")
     path = job.out / "config.yaml"
     original = path.read_text()
-    reason = r"outside what may be built|there is no such key|is no encoder|is missing"
+    reason = r"outside what may be built|none of the classes|there is no such key|is no encoder|is missing"
     path.write_text(original.replace("pretrain.encoder.vit.ViT", target))
     with pytest.raises(UserError, match=reason):
         load(job.out)

@@ -11,10 +11,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pretrain"
 
 # What any file may import: the records, and what knows libraries alone.
-BOTTOM = {"problem", "records", "random", "files", "precision", "process", "world"}
+BOTTOM = {"problem", "secret", "records", "random", "files", "precision", "process", "world"}
 
 ALLOWED = {
     "problem": set(),
+    "secret": set(),
     "records": set(),
     "random": set(),
     "files": set(),
@@ -24,7 +25,8 @@ ALLOWED = {
     "launch": set(),
     "signature": set(),
     "overrides": set(),
-    "config": {"overrides", "signature"},
+    "hydra_settings": {"overrides", "signature"},
+    "config": {"hydra_settings", "overrides", "signature"},
     "arguments": {"config", "overrides", "signature"},
     "optim": set(),
     "nn": set(),
@@ -43,9 +45,9 @@ ALLOWED = {
     "build": {"*"},
     "proof": {"callback.journal", "trainer.checkpoint"},
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
-    | {"signature", "trainer.checkpoint", "view"},
-    "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "view"},
-    "__main__": {"arguments", "build", "config", "data", "launch", "overrides", "plan"}
+    | {"trainer.checkpoint", "trainer.trust", "view"},
+    "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "trainer.trust", "view"},
+    "__main__": {"arguments", "build", "config", "data", "hydra_settings", "launch", "overrides", "plan"}
     | {"trainer.slurm", "trainer.team"},
 }
 
@@ -119,6 +121,7 @@ def test_no_configuration_below_build() -> None:
         if path.relative_to(PACKAGE).parts[0] in {
             "overrides.py",
             "config.py",
+            "hydra_settings.py",
             "build.py",
             "assemble.py",
             "frozen.py",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.signature import matches
+from pretrain.signature import locate, matches
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,25 @@ from pretrain.signature import matches
 )
 def test_values_match_their_hints(value: Any, hint: Any, expected: bool) -> None:
     assert matches(value, hint) is expected
+
+
+@pytest.mark.parametrize(
+    ("dotted", "reason"),
+    [
+        ("pretrain.data.source.Path", "is a class of pathlib"),
+        ("torch.hub.Request", "is a class of urllib.request"),
+        ("torch.utils.data.DataLoader", "is none of the classes of torch that may be built"),
+        ("torch.package.PackageImporter", "is none of the classes of torch"),
+        ("torch.optim.lr_scheduler.LambdaLR", "is none of the classes of torch"),
+        ("lightning.pytorch.Trainer", "is none of the classes of lightning"),
+        ("torch.hub.load", "is no class"),
+        ("os.system", "is outside what may be built"),
+        ("torch.optim.AdamW", ""),
+        ("torch.nn.LayerNorm", ""),
+        ("lightning.pytorch.callbacks.DeviceStatsMonitor", ""),
+    ],
+)
+def test_what_a_target_may_name(dotted: str, reason: str) -> None:
+    found, said = locate(dotted)
+    assert said.startswith(reason)
+    assert (found is None) == bool(reason)

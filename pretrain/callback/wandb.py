@@ -11,12 +11,14 @@ import multiprocessing
 import os
 import queue
 import socket
+import sys
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pretrain import secret
 from pretrain.process import spawning
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ class WandbProcess:
         self.folder = folder
         context = multiprocessing.get_context("spawn")
         self._queue: Any = context.Queue()
-        arguments = {"project": project, "name": name, "id": run_id, "config": config, "dir": str(folder)}
+        arguments = secret.recorded({"project": project, "name": name, "id": run_id, "config": config})
+        arguments["dir"] = str(folder)
         self._process = context.Process(target=_send, args=(self._queue, arguments, mode), daemon=True)
         with spawning():
             self._process.start()
@@ -91,6 +94,9 @@ def _unreachable(address: str) -> str:
 def _send(rows: Any, arguments: dict[str, Any], mode: str) -> None:
     """The process: starts wandb, offline if online fails, and passes rows on until None comes or the trainer ends."""
     os.environ.setdefault("WANDB_SILENT", "true")
+    del sys.argv[
+        1:
+    ]  # wandb keeps the command, whose words may hold secrets; the configuration that it is given does not
     import wandb
 
     if mode == "online" and (reason := _unreachable(wandb.setup().settings.base_url)):

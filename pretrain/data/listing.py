@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain import secret
 from pretrain.data import source
 from pretrain.data.sidecar import Shard, from_sidecar, modified
 from pretrain.files import replace_file
@@ -165,7 +166,8 @@ def _table(folder: Path, urls: Sequence[str]) -> Path:
 
 def _sidecar_name(url: str) -> str:
     """The digest of a shard's address, and the last component of it as a file may be called."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", url.rstrip("/").rpartition("/")[2].partition("?")[0])
+    last = secret.address(url).partition("?")[0].rstrip("/").rpartition("/")[2]  # a query may have slashes
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", last)
     return f"{hashlib.sha256(os.fsencode(url)).hexdigest()[:20]}-{name[-100:]}.idx"
 
 

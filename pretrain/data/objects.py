@@ -1,4 +1,4 @@
-"""Shards in object stores: `s3://`, `gs://`, `az://` and every other protocol that fsspec has a driver for.
+"""Shards in object stores: `s3://`, `gs://`, `az://` and every other store that fsspec has a driver for.
 
 Credentials and addresses come from where the driver's library looks for them (for S3 the variables `AWS_…` and its
 configuration files), or from options that are handed to the driver. A driver is made once a process and shared by all
@@ -23,28 +23,23 @@ from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 from fsspec.registry import known_implementations
 
+from pretrain import secret
 from pretrain.data import patience
 from pretrain.data.patience import RefusedError
 
+# Of fsspec's own drivers those of stores; the others read through further drivers, unpack, start programs or fill in
+# templates, as an address or an option says.
+_STORES = {"arrow", "dbfs", "ftp", "local", "memory", "sftp", "smb", "webhdfs"}
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 _FINAL = {errno.EINVAL, errno.ENAMETOOLONG, getattr(errno, "EREMCHG", errno.EINVAL)}  # a request that makes no sense
 # As many connections as threads that read; no attempts beyond those of `patience`, so that the reason is not lost.
 _S3 = {"config_kwargs": {"max_pool_connections": 64, "retries": {"total_max_attempts": 1}}}
 _CHUNK = 16 << 20  # bytes of a shard that are asked for at once where it is read whole
-_SECRET = re.compile("key|secret|token|pass|credential|connection|sas", re.IGNORECASE)
-_HIDDEN = "hidden"
 
 
 def is_object(shard: str) -> bool:
     """Whether a shard is in an object store, as its protocol says."""
     return re.match(r"(?!https?://)[A-Za-z][A-Za-z0-9+.-]*://", shard) is not None
-
-
-def hidden(options: Any, secret: bool = False) -> Any:
-    """Options to be shown or written down: without what may be a secret, by its name."""
-    if isinstance(options, Mapping):
-        return {name: hidden(value, secret or bool(_SECRET.search(str(name)))) for name, value in options.items()}
-    return _HIDDEN if secret and options is not None else options
 
 
 class Objects:
@@ -66,7 +61,7 @@ class Objects:
         self.__init__(**state)  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        return f"Objects({hidden(self.options)})"
+        return f"Objects({secret.hidden(self.options)})"
 
     def find(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
         """(the shards that words stand for, the words that stand for none).
@@ -219,8 +214,8 @@ class Objects:
     def _clean(self, failure: Exception) -> str:
         """An error's words, without the secrets among the options."""
         text = str(failure).strip() or type(failure).__name__
-        for secret in _secrets(self.options):
-            text = text.replace(secret, "…")
+        for value in secret.values(self.options):
+            text = text.replace(value, "…")
         return text
 
 
@@ -232,18 +227,13 @@ def _is_glob(word: str) -> bool:
     return any(sign in word for sign in "*?[")
 
 
-def _secrets(options: Any, secret: bool = False) -> Iterator[str]:
-    if isinstance(options, Mapping):
-        for name, value in options.items():
-            yield from _secrets(value, secret or bool(_SECRET.search(str(name))))
-    elif secret and options:
-        yield str(options)
-
-
 @functools.cache
 def missing_driver(url: str) -> str:
     """Why there is no driver for an address, "" if there is one; says how to get it."""
     scheme = _scheme(url)
+    package, _, name = known_implementations.get(scheme, {"class": ""})["class"].rpartition(".")[0].rpartition(".")
+    if package.partition(".")[0] == "fsspec" and not (package == "fsspec.implementations" and name in _STORES):
+        return f"`{url}`: {scheme}:// is no store, and is not taken; use http(s), s3, gs, az, or a mounted folder"
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from pretrain import secret
+
 TIMEOUT = 30.0  # seconds without a byte
 LEAST_RATE = 10_000.0  # bytes a second of one read, beyond the first TIMEOUT seconds
 ATTEMPTS = 5
@@ -22,6 +24,9 @@ B = TypeVar("B", bytes, memoryview)
 
 class ReadError(OSError):
     """A shard could not be read, however often it was tried."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(secret.shown(sentence))
 
 
 class RefusedError(OSError):

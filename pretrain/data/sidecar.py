@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from pretrain import secret
 from pretrain.data import source
 from pretrain.data.sample import EXTENSIONS, AmbiguousSampleError, Sample, group
 from pretrain.data.tar import DamagedTarError, members
@@ -43,7 +44,8 @@ class Shard:
 
     @property
     def name(self) -> str:
-        return self.url.rstrip("/").rpartition("/")[2]
+        """The last part of its address, without signatures."""
+        return secret.address(self.url).rstrip("/").rpartition("/")[2]
 
     @property
     def sidecar(self) -> Path:
@@ -145,7 +147,7 @@ def from_sidecar(url: str, sidecar: Path) -> Shard | None:
         found = read_header(sidecar)
     except (FileNotFoundError, UserError):
         return None
-    if found is None or found[0]["url"] != url or found[0]["modified"] != modified(url):
+    if found is None or found[0]["url"] != secret.address(url) or found[0]["modified"] != modified(url):
         return None
     header = found[0]
     return Shard(url, header["count"], header["bytes"], header["sha256"], str(sidecar))
@@ -188,7 +190,7 @@ def _scan(url: str, access: source.Access) -> tuple[list[Sample], dict[str, Any]
             return data
 
         samples = group(members(hashed))
-    return samples, {"url": url, "bytes": size, "sha256": digest.hexdigest(), "modified": before}
+    return samples, {"url": secret.address(url), "bytes": size, "sha256": digest.hexdigest(), "modified": before}
 
 
 def _write(path: Path, samples: Sequence[Sample], header: dict[str, Any]) -> None:

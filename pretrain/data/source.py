@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import tempfile
 import threading
 from collections import Counter, OrderedDict, defaultdict
@@ -126,6 +127,8 @@ def _expand_one(
         except ValueError as failure:
             return [], [f"`{pattern}` is no address: {failure}"]
         return (words, []) if all(hosts) else ([], [f"`{pattern}` is no address: it names no host"])
+    if re.match(r"[\w+.-]+::.*://", pattern):
+        return [], [f"`{pattern}` chains drivers, which is not taken: {prefix}cache_dir keeps copies of remote shards"]
     if is_object(pattern):
         if lacking := missing_driver(pattern):
             return [], [lacking + f" ('pipe:COMMAND' with {prefix}allow_pipe=true reads from anywhere)"]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from pretrain import secret
 from pretrain.files import replace_file
 
 Kind = Literal["read", "tar", "name", "sample", "image", "unchecked", "label", "index"]
@@ -38,7 +39,7 @@ class Finding:
         where = "" if self.key is None else f"`{self.key}`: "
         if self.key is None and self.byte is not None:
             where = f"byte {self.byte}: "
-        return printable(f"{self.shard}: {where}{self.cause}")
+        return printable(secret.shown(f"{self.shard}: {where}{self.cause}"))
 
 
 def printable(text: str) -> str:
@@ -48,4 +49,6 @@ def printable(text: str) -> str:
 
 def write_json(path: Path, findings: Iterable[Finding]) -> None:
     """The same as a list of objects."""
-    replace_file(path, json.dumps([asdict(finding) for finding in findings], indent=1).encode())
+    rows = [asdict(finding) for finding in findings]
+    shown = [{name: secret.shown(one) if isinstance(one, str) else one for name, one in row.items()} for row in rows]
+    replace_file(path, json.dumps(shown, indent=1).encode())

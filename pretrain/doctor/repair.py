@@ -72,7 +72,7 @@ def repair(urls: Sequence[str], out: Path, workers: int) -> Repair:
 
 def _names(urls: Sequence[str], out: Path) -> dict[str, str]:
     """What the copies are called."""
-    names = {url: url.rstrip("/").rpartition("/")[2].partition("?")[0] for url in urls}
+    names = {url: url.partition("?")[0].rstrip("/").rpartition("/")[2] for url in urls}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     there = [name for one in names.values() for name in (one, f"{one}.idx") if os.path.lexists(out / name)]
     if twice:

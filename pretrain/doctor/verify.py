@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from pretrain import secret
 from pretrain.data import source
 from pretrain.data.listing import rows_of
 from pretrain.data.sample import EXTENSIONS
@@ -138,7 +139,7 @@ def _to_skip(url: str, reading: Reading, findings: Sequence[Finding]) -> list[Sk
     """Samples of a shard that the index accepts which cannot be decoded."""
     if not reading.is_whole:
         return []
-    name = url.rstrip("/").rpartition("/")[2]
+    name = secret.address(url).rstrip("/").rpartition("/")[2]
     return [
         Skipped(reading.sha256, name, finding.member, finding.key or "", finding.cause)
         for finding in findings

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pretrain.interop.card import Card, read, refuse_family, refuse_idea, refuse_others, refuse_unit
@@ -103,7 +104,16 @@ def _content(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as failure:
         raise UserError(f"`{path}` cannot be read: {failure.strerror or failure}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError):
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        IndexError,
+        ValueError,
+        TypeError,
+        SafetensorError,
+    ):
         raise UserError(
             f"`{path}` cannot be read: it is damaged, no file of torch, or holds more than tensors and settings, which "
             "could run when it is read"

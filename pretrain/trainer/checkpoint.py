@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pretrain.trainer import pieces
 from pretrain.trainer.pieces import write as write
 from pretrain.trainer.team import Team
@@ -51,18 +53,24 @@ def save(
         OSError: it cannot be written, by one of the ranks; what was there before is still there.
     """
     team = team or Team(World())
-    return writer(folder, step, state, keep_last, keep_every, team, copy=False)()
+    return writer(folder, step, state, keep_last, keep_every, team)()
 
 
 def writer(
-    folder: Path, step: int, state: dict[str, Any], keep_last: int, keep_every: int | None, team: Team, copy: bool
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep_last: int,
+    keep_every: int | None,
+    team: Team,
+    copies: dict[str, Tensor] | None = None,
 ) -> Callable[[], Path]:
     """The same in two parts: what is saved is taken now, and what is returned writes it, in another thread perhaps.
 
     Args:
-        copy: whether the state goes on changing meanwhile.
+        copies: given if the state goes on changing meanwhile, see `pieces.taken`.
     """
-    whole, mine = pieces.taken(state, team.leads, copy)
+    whole, mine = pieces.taken(state, team.leads, copies)
 
     def write_all() -> Path:
         target = folder / f"step_{step:08d}"
@@ -147,7 +155,7 @@ def load(path: Path, only: Sequence[str] = ()) -> dict[str, Any]:
         only: the keys that are wanted, if not all are.
 
     Raises:
-        ValueError: the checkpoint is not complete.
+        ValueError: the checkpoint is not complete, or holds what could run (a `UserError`).
     """
     stored = read(path)
     state: dict[str, Any] = pieces.assembled({key: stored[key] for key in only or stored})

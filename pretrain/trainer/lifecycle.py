@@ -166,6 +166,7 @@ class Save(Callback):
         self._last = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._writers = team.another() if asynchronous else team
+        self._copies: dict[str, Tensor] = {}  # what is being written, kept for the next time
         self._under_way: tuple[int, Future[Path]] | None = None
 
     @staticmethod
@@ -207,9 +208,9 @@ class Save(Callback):
         self._settle()
         content, step = self.snapshot(), self.state.step
         self.team.together(lambda: _refuse_not_finite(content, step, self.folder))
-        copy = self._thread is not None and not self.state.stopping
-        write = checkpoint.writer(self.folder, step, content, self.keep_last, self.keep_every, self._writers, copy)
-        if copy:
+        copies = None if self._thread is None or self.state.stopping else self._copies
+        write = checkpoint.writer(self.folder, step, content, self.keep_last, self.keep_every, self._writers, copies)
+        if copies is not None:
             assert self._thread is not None
             self._under_way = step, self._thread.submit(write)
         else:

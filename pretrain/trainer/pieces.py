@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pretrain.trainer.shard import local, rows_of, writes
+from pretrain.trainer.trust import read_state
 
 _SHARDED = "sharded"
 
@@ -53,26 +54,29 @@ class Pieces:
         return self.rows(range(self.shape[0]))
 
 
-def taken(tree: Tree, leads: bool, copy: bool) -> tuple[Tree, dict[str, Any]]:
+def taken(tree: Tree, leads: bool, copies: dict[str, Tensor] | None = None) -> tuple[Tree, dict[str, Any]]:
     """What this rank writes of a tree: (the content of `state.pt`, of rank 0 alone; that of its own file).
 
     Args:
         tree: the state; all ranks have the same one, with sharded tensors in it.
         leads: whether this is rank 0.
-        copy: whether the state goes on changing before all is written.
+        copies: given if the state goes on changing before all is written: where tensors are copied to, by path. Those
+            of the last time are written over, since new memory costs more than the copy.
     """
     pieces: dict[str, Any] = {}
 
     def leaf(path: str, value: Any) -> Any:
         if isinstance(value, DTensor):
             if writes(value):
-                pieces[path] = {"start": rows_of(value).start, "rows": _on_host(local(value), copy)}
+                pieces[path] = {"start": rows_of(value).start, "rows": _on_host(path, local(value), copies)}
             return {_SHARDED: list(value.shape)}
         if isinstance(value, Tensor):
-            return _on_host(value, copy) if leads else None
+            return _on_host(path, value, copies) if leads else None
         return value
 
     whole = _mapped(tree, leaf)
+    if copies and torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # until the last copy is there
     return whole, pieces
 
 
@@ -82,8 +86,8 @@ def read(folder: Path, names: list[str]) -> Tree:
     Raises:
         ValueError: a file of shards does not fit the rest.
     """
-    tree = _loaded(folder / "state.pt")
-    files = [_loaded(folder / name) for name in sorted(names) if name.startswith("shard_")]
+    tree = read_state(folder / "state.pt")
+    files = [read_state(folder / name) for name in sorted(names) if name.startswith("shard_")]
 
     def found(path: str, value: Any) -> Any:
         if not _is_sharded(value):
@@ -143,12 +147,15 @@ def size_of(tree: Tree) -> int:
     return total
 
 
-def _loaded(path: Path) -> Tree:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _on_host(tensor: Tensor, copy: bool) -> Tensor:
-    return tensor.detach().to("cpu", copy=copy)
+def _on_host(path: str, tensor: Tensor, copies: dict[str, Tensor] | None) -> Tensor:
+    tensor = tensor.detach()
+    if copies is None:
+        return tensor.cpu()
+    copy = copies.get(path)
+    if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+        copy = copies[path] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    copy.copy_(tensor, non_blocking=True)
+    return copy
 
 
 def _is_sharded(value: Any) -> bool:

@@ -15,6 +15,7 @@ from pretrain.files import replace_file
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.team import Team
+from pretrain.trainer.trust import refuse_untrusted
 from pretrain.world import World
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class RunFolder:
         identity: what makes this run this run: seed, data, objective, encoder. Nested plain data.
         settings: what may change when a run goes on, with a warning.
         resume: `auto` goes on if there is something to go on from, `must` refuses to start afresh, `never` to go on.
+        trusted: whether to go on from a checkpoint that another user could have written (see `trust.py`).
         team: the ranks of the run.
 
     Attributes:
@@ -44,13 +46,19 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, identity: dict[str, Any], settings: dict[str, Any], resume: str, team: Team | None = None
+        self,
+        path: Path,
+        identity: dict[str, Any],
+        settings: dict[str, Any],
+        resume: str,
+        trusted: bool = False,
+        team: Team | None = None,
     ) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._team = team or Team(World())
         self._lock: int | None = None
-        self._identity, self._settings = identity, settings
+        self._identity, self._settings, self._trusted = identity, settings, trusted
         self.checkpoint, self.run_id = self._team.first(lambda: self._opened(resume))
 
     def _opened(self, resume: str) -> tuple[Path | None, str]:
@@ -67,7 +75,11 @@ class RunFolder:
         if resume == "never" and record is not None:
             raise UserError(f"resume=never: output_dir={path} already holds this run; choose another or delete it")
         self._lock = _lock(path)
-        newest = self._newest()  # under the lock: another process may just have written its last
+        try:
+            newest = self._newest()  # under the lock: another process may just have written its last
+        except UserError:
+            self.close()
+            raise
         self._before = None if record is None else record["settings"]
         return newest, record["run_id"] if record is not None else uuid.uuid4().hex[:12]
 
@@ -80,6 +92,8 @@ class RunFolder:
             )
         if broken:
             log.warning("%s is damaged and passed over", ", ".join(str(path) for path in broken))
+        if newest is not None:
+            refuse_untrusted(newest, self._trusted, above=(self.path, self.checkpoints))
         return newest
 
     def record(self, config: str) -> None:

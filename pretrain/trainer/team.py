@@ -110,8 +110,7 @@ class Team:
             UserError: a rank has other ones; the first difference is named.
         """
         mine = {name: json.dumps(value, sort_keys=True, default=str) for name, value in facts.items()}
-        digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in mine.items()}
-        everyone = self.gather(digests)
+        everyone = self.gather(digests(mine))
         lines = [
             (rank, name) for rank, theirs in enumerate(everyone) for name in theirs if theirs[name] != everyone[0][name]
         ]
@@ -195,6 +194,11 @@ def code_version() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def digests(texts: Mapping[str, str]) -> dict[str, str]:
+    """Short enough to be sent at every start."""
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def _difference(one: str, other: str) -> str:

@@ -39,6 +39,8 @@ SlurmdUser=root
 AuthType=auth/munge
 # a requeued job waits until its credential is too old to be used again: two minutes by default
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
+# jobs of two clusters on one machine want ports of their own, which are made of their numbers
+FirstJobId={first}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -108,7 +110,8 @@ class Cluster:
                 f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={place} CPUs=4 RealMemory=4000"
                 for node, place in zip(NODES, ports, strict=True)
             ]
-            self.conf.write_text(_CONF.format(folder=self.folder, host=host, port=port, nodes="\n".join(nodes)))
+            settings = {"folder": self.folder, "host": host, "port": port, "first": 1 + 100 * (port % 500)}
+            self.conf.write_text(_CONF.format(**settings, nodes="\n".join(nodes)))
         if not self._runs("munged"):
             (self.folder / "munge.socket").unlink(missing_ok=True)
             files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid"}

@@ -75,6 +75,6 @@ class Submitted(Job):
             return False
 
         try:
-            self.cluster.wait(look, 240, what)
+            self.cluster.wait(look, 300, what)
         except TimeoutError as late:
             raise AssertionError(f"{late}\n{self.facts}\n{self.log}") from None

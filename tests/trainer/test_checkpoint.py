@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import resource
 import shutil
 import signal
@@ -19,8 +18,11 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.records import UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.checkpoint import is_complete, load, newest, save
+from pretrain.trainer.team import Team
+from pretrain.world import World
 
 STATE = {"weights": {"a": torch.arange(1000.0)}, "step": 3, "name": "x"}
 
@@ -53,6 +55,31 @@ def test_old_ones_and_leftovers_go_after_the_new_one_is_there(tmp_path: Path) ->
     for step in range(1, 6):
         save(tmp_path, step, STATE, keep_last=2)
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000004", "step_00000005"]
+
+
+def test_some_are_kept_for_good(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        save(tmp_path, step, STATE, keep_last=1, keep_every=3)
+    assert sorted(path.name[-1] for path in tmp_path.glob("step_*")) == ["3", "6", "7"]
+
+
+def test_what_goes_on_changing_is_copied(tmp_path: Path) -> None:
+    """And the copies' memory is used again by the next save."""
+    copies: dict[str, torch.Tensor] = {}
+    for step in (1, 2):
+        state = {"a": torch.full((4,), float(step)), "step": step}
+        write = checkpoint.writer(tmp_path, step, state, 9, None, Team(World()), copies)
+        state["a"].fill_(-1.0)
+        assert torch.equal(load(write())["a"], torch.full((4,), float(step)))
+        memory = copies["/a"].data_ptr()
+    assert copies["/a"].data_ptr() == memory
+
+
+def test_too_little_room_is_seen_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(OSError, match="4,000,000 bytes are needed, 1,000,000 are free"):
+        save(tmp_path, 1, {"a": torch.zeros(1_000_000)}, keep_last=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_delete_stops_nothing(
@@ -127,7 +154,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     size = (path / "state.pt").stat().st_size
     (path / "COMPLETE").write_text(f'{{"step": 1, "files": {{"state.pt": {size}}}}}')
     assert is_complete(path)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(UserError, match="holds more than tensors and plain data"):
         load(path)
     assert not marker.exists()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from pretrain.proof import consumed
 from pretrain.trainer import checkpoint
 from tests import ranks
 from tests.job import DINO, HIERA, Job
+from tests.scripts import run_script
 
 KINDS = {"mae": [], "hiera": HIERA, "dino": DINO}
 EXACT = [
@@ -134,3 +137,49 @@ def test_ranks_that_differ_are_named(job: Job, own: list[str], shown: str) -> No
     assert shown in said[0]
     assert said[1].count("\n") <= 1
     assert not job.out.exists()
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(job: Job) -> None:
+    """Schedulers send it to all, but not at the same moment; and more than once."""
+    other = ranks.Ranks(job, 2, "trainer=fsdp", "max_steps=100000", "callback.ledger.enabled=true")
+    deadline = time.monotonic() + 120
+    while len(job.rows()) < 4:
+        assert other.codes == [None, None], other.finish()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for _ in range(2):
+        other.programs[1].send(signal.SIGTERM)
+    said = other.finish()
+    assert other.codes == [128 + 15] * 2, said
+    newest = checkpoint.newest(job.out / "checkpoints")
+    assert newest is not None
+    assert checkpoint.step_of(newest) == job.rows()[-1]["step"]
+    rows = [path.read_text().splitlines() for path in sorted((job.out / "ledger").iterdir())]
+    assert len(rows[0]) == len(rows[1]) == checkpoint.step_of(newest)
+    assert "received SIGTERM" in said[0]
+
+
+def test_a_consolidated_checkpoint_is_one_file_that_goes_on(job: Job) -> None:
+    ranks.run(job, 2, "trainer=fsdp", "stop_after_steps=4")
+    sharded = checkpoint.newest(job.out / "checkpoints")
+    assert sharded is not None
+    assert (sharded / "shard_00001_of_00002.pt").is_file()
+    result = run_script("consolidate", f"checkpoint={job.out}", f"out={job.tmp / 'whole'}")
+    assert result.returncode == 0, result.stderr
+    whole = job.tmp / "whole/checkpoints/step_00000004"
+    assert sorted(path.name for path in whole.iterdir()) == ["COMPLETE", "state.pt"]
+    ours, theirs = (checkpoint.load(path) for path in (whole, sharded))
+    assert_close(ours, theirs, tolerance=0.0)
+    again = run_script("consolidate", f"checkpoint={job.out}", f"out={job.tmp / 'whole'}")
+    assert again.returncode == 1
+    assert "holds something already" in again.stderr
+    job.out = job.tmp / "whole"
+    job.run("max_steps=12")
+    assert job.rows()[0]["step"] == 5
+
+
+def test_ranks_build_a_missing_index_together_before_they_meet(job: Job) -> None:
+    """A rank that waits in a collective for another's index would give up after so short a time-out."""
+    said = ranks.run(job, 2, "trainer=ddp", "max_steps=1", "trainer.timeout_minutes=0.5")
+    assert (job.tmp / "index").is_dir()
+    assert not said[1].strip()

@@ -245,3 +245,18 @@ def test_programs_started_deaf_do_not_hear_a_stop() -> None:
         process.wait(0.3)
     process.kill()
     process.wait()
+
+
+def test_pythons_own_helper_process_does_not_hear_a_stop() -> None:
+    """The first thing to be spawned brings the resource tracker with it, which ignores INT and TERM alone."""
+    code = (
+        "import os, signal, time; from multiprocessing import resource_tracker; from pretrain.process import spawning\n"
+        "with spawning(): pass\n"
+        "tracker = resource_tracker._resource_tracker._pid\n"
+        "time.sleep(0.5)\n"
+        "for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT): os.kill(tracker, number)\n"
+        "time.sleep(0.5)\n"
+        "print(os.waitpid(tracker, os.WNOHANG))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert process.stdout == "(0, 0)\n"
