@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from pretrain.callback.step import Context, StepCallback
 from pretrain.files import replace_file
-from pretrain.records import RunState
+from pretrain.records import Problem, RunState, refuse
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,15 @@ class Goodput(StepCallback):
     """
 
     def __init__(self, context: Context, every_steps: int = 20) -> None:
+        refuse(self, self.problems(every_steps))
         self.context = context
         self.every_steps = every_steps
         self._account: Account | None = None
+
+    @staticmethod
+    def problems(every_steps: int, **_: object) -> Iterator[Problem]:
+        if every_steps < 1:
+            yield "every_steps", "must be at least 1"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.context.leads:

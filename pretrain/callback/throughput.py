@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from pretrain.callback.step import Context, StepCallback
+from pretrain.records import Problem, refuse
 
 
 class Throughput(StepCallback):
@@ -24,8 +26,14 @@ class Throughput(StepCallback):
     """
 
     def __init__(self, context: Context, every_steps: int = 20) -> None:
+        refuse(self, self.problems(every_steps))
         self.context = context
         self.every_steps = every_steps
+
+    @staticmethod
+    def problems(every_steps: int, **_: object) -> Iterator[Problem]:
+        if every_steps < 1:
+            yield "every_steps", "must be at least 1"
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:

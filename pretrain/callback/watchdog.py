@@ -19,7 +19,7 @@ from pretrain.records import Problem, refuse
 _REMEMBERED = 50  # steps whose median is taken
 _LOOK = 1.0  # seconds between two looks, at most
 _OTHERS = 5.0  # seconds in which the other ranks write their stacks, too
-_SAVING = 6  # so many times as long may a save take: a large checkpoint on a slow disk does not hang
+_PATIENT = 6  # so many times as long may a save take, on a slow disk, and the first step, which may compile
 EXIT_CODE = 70
 
 
@@ -27,7 +27,7 @@ class Watchdog(StepCallback):
     """Where nothing has moved for long, writes the stacks of all threads to `stacks/rank_00000.txt` and ends the run.
 
     Every rank watches itself: when one hangs, all soon do, and each leaves its own stacks. What moves a run is a step
-    or a batch of an evaluation; a save may take six times as long. Time in which the whole process was stopped, as a
+    or a batch of an evaluation; a save, and the first step, may take six times as long. Time in which the whole process was stopped, as a
     scheduler does that suspends jobs, does not count.
 
     Args:
@@ -71,8 +71,10 @@ class Watchdog(StepCallback):
     @property
     def limit(self) -> float:
         """Seconds without a move that are too many."""
-        limit = max(self.least, self.factor * statistics.median(self._steps)) if self._steps else self.least
-        return _SAVING * limit if self.context.state.busy == "saving" else limit
+        if not self._steps:
+            return _PATIENT * self.least
+        limit = max(self.least, self.factor * statistics.median(self._steps))
+        return _PATIENT * limit if self.context.state.busy == "saving" else limit
 
     def _watch(self) -> None:
         state, pause = self.context.state, min(_LOOK, self.least / 4)

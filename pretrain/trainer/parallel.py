@@ -112,9 +112,9 @@ class Hardware:
             yield "nodes", str(mistake)
             return
         yield from _misfits(world, strategy, nodes, devices)
-        here = _gpus()
-        if gpu and devices is not None and devices > here and not (world.started_by and here):
-            yield "devices", f"there are only {here} GPUs here"
+        here, wanted = _gpus(), world.local_size if world.started_by else devices or 1
+        if gpu and wanted > here and not (world.started_by and here == 1):  # a task of Slurm may see its own alone
+            yield "devices", f"{wanted} are wanted, and there are only {here} GPUs here"
 
     @property
     def world_size(self) -> int:

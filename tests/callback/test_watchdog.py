@@ -54,6 +54,12 @@ def test_a_save_may_take_six_times_as_long(tmp_path: Path, monkeypatch: pytest.M
     assert moved == time.monotonic()  # to have saved is a move
 
 
+def test_so_may_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = watchdog_of(tmp_path)
+    one._steps.clear()
+    assert looks(one, monkeypatch, *[10.0] * 1000) == 3610
+
+
 def test_time_in_which_the_process_was_stopped_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Suspended for a day, and then again what it was."""
     assert looks(watchdog_of(tmp_path), monkeypatch, 10.0, 86_400.0, *[10.0] * 50) is None
