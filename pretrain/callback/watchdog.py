@@ -27,8 +27,8 @@ class Watchdog(StepCallback):
     """Where nothing has moved for long, writes the stacks of all threads to `stacks/rank_00000.txt` and ends the run.
 
     Every rank watches itself: when one hangs, all soon do, and each leaves its own stacks. What moves a run is a step
-    or a batch of an evaluation; a save, and the first step, may take six times as long. Time in which the whole process was stopped, as a
-    scheduler does that suspends jobs, does not count.
+    or a batch of an evaluation; a save, and the first step, may take six times as long. Time in which the whole process
+    was stopped, as a scheduler does that suspends jobs, does not count.
 
     Args:
         context: of the run.
