@@ -97,7 +97,9 @@ def matches(value: Any, hint: Any) -> bool:
     if hint in (int, bool, str):
         return type(value) is hint
     if origin is dict:  # of values that are written down, or of nodes of one class
-        nodes = [one for one in value.values() if _holds_node(one)] if isinstance(value, dict) else [value]
+        if not isinstance(value, dict):
+            return False
+        nodes = [one for one in value.values() if _holds_node(one)]
         return all(arguments[1] is not Any and matches(one, arguments[1]) for one in nodes)
     if hint is dict:
         return isinstance(value, dict)

@@ -60,11 +60,28 @@ def test_files_of_other_trainers_beside_a_checkpoint_are_not_read(job: Job) -> N
     """`.metadata` is what torch.distributed.checkpoint unpickles, `last.ckpt` what Lightning would."""
     job.run("max_steps=2")
     marker, path = job.tmp / "marker", newest(job)
-    for name in (".metadata", "meta.pt", "shard_00000_of_00002.pt", "__0_0.distcp", "hpc_ckpt_1.ckpt"):
+    for name in (".metadata", "meta.pt", "__0_0.distcp", "hpc_ckpt_1.ckpt"):
         plant(path, pickled(marker), name)
     for name in ("last.ckpt", "hpc_ckpt_1.ckpt"):
         (job.out / name).write_bytes(pickled(marker))
     job.run("max_steps=2")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [pickled, saved])
+def test_a_planted_shard_of_a_checkpoint_is_refused(job: Job, content: Callable[[Path], bytes]) -> None:
+    job.run("max_steps=2")
+    marker = job.tmp / "marker"
+    plant(newest(job), content(marker), "shard_00000_of_00002.pt")
+    with pytest.raises(UserError, match=r"shard_00000_of_00002.pt` cannot be read: it is damaged, or holds more than"):
+        job.run("max_steps=2")
+    for script, words in (
+        ("consolidate", [f"out={job.tmp / 'w'}"]),
+        ("export", ["format=timm", f"out={job.tmp / 'e'}"]),
+    ):
+        result = run_script(script, f"checkpoint={job.out}", *words)
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr, result.stderr
     assert not marker.exists()
 
 
