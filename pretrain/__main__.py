@@ -103,12 +103,14 @@ def _words(cfg: DictConfig) -> list[str]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    if HydraConfig.get().mode == RunMode.RUN:
-        return sys.argv[1:]
     from pretrain.arguments import quote
 
-    job = [word for word in HydraConfig.get().overrides.task if not word.startswith("output_dir=")]
-    return quote([*job, f"output_dir={cfg.output_dir}"])
+    composed = HydraConfig.get()
+    if composed.mode == RunMode.RUN:
+        return sys.argv[1:]
+    own = [word for word in composed.overrides.hydra if not word.startswith(("hydra.mode=", "hydra.sweep"))]
+    job = [word for word in composed.overrides.task if not word.startswith("output_dir=")]
+    return quote([*own, *job, f"output_dir={cfg.output_dir}"])
 
 
 def _speak_as(rank: int) -> None:

@@ -199,7 +199,7 @@ def draw_picture(result: dict[str, Any], path: Path) -> None:
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xlabel("classes in a batch / those in a batch of a true shuffle")
     figure.legend(loc="outside upper right", ncols=len(sizes), fontsize=8)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
 def main(a: Arguments) -> None:

@@ -46,7 +46,8 @@ class Hardware:
         recompute: whether blocks keep their inputs alone for the backward pass, and run again in it.
         sharding: of fsdp over several machines: `hybrid` inside each, and copies of the parts on the others, or `full`
             over all of them.
-        gather: the type in which fsdp gathers the blocks' weights; `auto` is that of their matrix products.
+        gather: the type in which fsdp gathers the blocks' weights: `auto` is that of their matrix products, `float32`
+            leaves them as they are.
         timeout_minutes: so long ranks wait for each other before they give up.
     """
 
@@ -62,7 +63,7 @@ class Hardware:
         deterministic: bool = False,
         recompute: bool = False,
         sharding: Sharding = "hybrid",
-        gather: Literal["auto", "float32", "bfloat16"] = "auto",
+        gather: Literal["auto", "float32"] = "auto",
         timeout_minutes: float = 30.0,
     ) -> None:
         refuse(self, self.problems(strategy, accelerator, only, nodes, devices, timeout_minutes))
@@ -156,8 +157,10 @@ class Hardware:
         if self.recompute:
             recompute(objective.fsdp_units())
         if self.shards:
-            kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": self.dtype}
-            shard(objective, mesh_of(self.world, self.sharding, self.device.type), kinds[self.gather])
+            # a CPU's layer norms take no weights of another type than their input's; a GPU's are cast by autocast
+            narrow = (self.precision, self.gather, self.accelerator) == ("bf16-mixed", "auto", "gpu")
+            gathered = torch.bfloat16 if narrow else None
+            shard(objective, mesh_of(self.world, self.sharding, self.device.type), gathered)
         objective.to_empty(device=self.device if self.shards else "cpu")  # what is whole, Lightning moves
         objective.init_weights(seed)
 

@@ -8,7 +8,6 @@ copies of one another: then only gradients travel between machines.
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Iterable
 from functools import partial
@@ -27,6 +26,8 @@ from pretrain.world import World
 
 Sharding = Literal["hybrid", "full"]
 
+_AS_THEY_ARE = MixedPrecisionPolicy(cast_forward_inputs=False)
+
 # Tokens are views of one tensor. Nothing of ours changes them in place, which is what this warns of.
 warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
 
@@ -38,30 +39,25 @@ def mesh_of(world: World, sharding: Sharding, device_type: str) -> DeviceMesh:
     return init_device_mesh(device_type, (world.size,), mesh_dim_names=("shard",))
 
 
-def shard(objective: Objective, mesh: DeviceMesh, gathered: torch.dtype) -> None:
+def shard(objective: Objective, mesh: DeviceMesh, gathered: torch.dtype | None) -> None:
     """Shards an objective, which may be on the meta device: its units, its encoders, and itself.
 
     Args:
         objective: without weights, or with them.
         mesh: of `mesh_of`.
-        gathered: the type in which the units' matrices travel before they run. Gradients are summed in the weights' own
-            type. What lies outside the units (embeddings, tables, last norms, prototypes) travels as it is.
+        gathered: the type in which the units' weights travel before they run, None as they are. Gradients are summed in
+            the weights' own type. What lies outside the units (embeddings, tables, last norms, prototypes) travels as
+            it is.
     """
-    inside = MixedPrecisionPolicy(param_dtype=gathered, cast_forward_inputs=False)
-    outside = MixedPrecisionPolicy(cast_forward_inputs=False)
     for unit in objective.fsdp_units():
         own = next(unit.parameters()).dtype
-        policy = inside if gathered.itemsize < own.itemsize else outside
-        fully_shard(unit, mesh=mesh, mp_policy=_summed_in(policy, own))
+        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=own, cast_forward_inputs=False)
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
     encoders = {id(one): one for one in (objective.trained_encoder, objective.encoder_for_export)}
     for module in (*encoders.values(), objective):
-        fully_shard(module, mesh=mesh, mp_policy=outside)
+        fully_shard(module, mesh=mesh, mp_policy=_AS_THEY_ARE)
     for method in ("illustrate", "health"):
         register_fsdp_forward_method(objective, method)
-
-
-def _summed_in(policy: MixedPrecisionPolicy, kind: torch.dtype) -> MixedPrecisionPolicy:
-    return MixedPrecisionPolicy(param_dtype=policy.param_dtype, reduce_dtype=kind, cast_forward_inputs=False)
 
 
 def recompute(units: Iterable[nn.Module]) -> None:
@@ -122,8 +118,8 @@ def twin(encoder: nn.Module, other: nn.Module) -> None:
     """Shards a module without weights as another one that holds all of its parameters, by name."""
     units = [one for one in other.modules() if isinstance(one, FSDPModule)]
     names = {id(one): name for name, one in other.named_modules()}
-    mesh = next(itertools.chain(other.parameters())).device_mesh  # type: ignore[attr-defined]
+    mesh = next(other.parameters()).device_mesh  # type: ignore[attr-defined]
     known = dict(encoder.named_modules())
     for unit in reversed(units):  # parts before what they are parts of
         if names[id(unit)] in known:
-            fully_shard(known[names[id(unit)]], mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+            fully_shard(known[names[id(unit)]], mesh=mesh, mp_policy=_AS_THEY_ARE)

@@ -115,6 +115,16 @@ def test_mid_epoch_on_other_numbers_of_ranks(job: Job, kind: str) -> None:
     assert_close(parts.state["objective"], theirs.state["objective"])
 
 
+def test_in_bfloat16_fsdp_is_ddp(job: Job) -> None:
+    """On a CPU, which gathers weights as they are. Products are rounded alike: sums in another order differ by 1e-5."""
+    losses = []
+    for strategy in ("ddp", "fsdp"):
+        job.out = job.tmp / strategy
+        ranks.run(job, 2, f"trainer={strategy}", "trainer.precision=bf16-mixed", "base_lr=0.03", "max_steps=8")
+        losses.append([row["loss"] for row in job.rows()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_a_batch_that_cannot_be_split_is_refused_with_sizes_that_can(job: Job) -> None:
     said = ranks.Ranks(job, 3, "trainer=ddp").finish()
     assert "global_batch_size=8: cannot be split over 3 devices; 6 or 9 could" in said[0]
