@@ -48,7 +48,7 @@ ALLOWED = {
     | {"trainer.checkpoint", "trainer.trust", "view"},
     "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "trainer.trust", "view"},
     "__main__": {"arguments", "build", "config", "data", "hydra_settings", "launch", "overrides", "plan"}
-    | {"trainer.slurm", "trainer.team"},
+    | {"trainer.lifecycle", "trainer.slurm", "trainer.team"},
 }
 
 # Named by a `_target_` in a yaml and imported by nobody: a new one is one py, one yaml, one test.

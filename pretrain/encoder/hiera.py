@@ -22,6 +22,7 @@ from pretrain.nn.block import Mlp
 from pretrain.nn.drop_path import DropPath, Mode, draws, drop_path_notes, drop_path_problems, drop_paths
 from pretrain.nn.initialize import DefaultConv2d, initialize
 from pretrain.nn.mask_unit import MaskUnitAttention, cut, join, pool, roll, token_ids, unroll_order
+from pretrain.nn.norm import LayerNorm
 from pretrain.nn.patch import OverlappingPatchEmbed, grid_of
 from pretrain.nn.position import looked_up, resize_windowed, tile
 from pretrain.precision import wide
@@ -43,9 +44,9 @@ class HieraBlock(nn.Module):
         windowed: bool,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = MaskUnitAttention(dim, dim_out, num_heads, pooled, windowed)
-        self.norm2 = nn.LayerNorm(dim_out, eps=norm_eps)
+        self.norm2 = LayerNorm(dim_out, eps=norm_eps)
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
         self.drop_path = drop_path
         self.dim_out = dim_out
@@ -155,7 +156,7 @@ class Hiera(Encoder):
         for stage in range(q_pool if multi_scale_fusion else 0):
             side = 2 ** (q_pool - stage)
             self.multi_scale_fusion_heads.append(DefaultConv2d(embed_dim * 2**stage, self.embed_dim, side, side))
-        self.norm = nn.LayerNorm(self.embed_dim, eps=norm_eps)
+        self.norm = LayerNorm(self.embed_dim, eps=norm_eps)
         if self.pos_embed.device.type != "meta":
             self.init_weights(seed=0)
 

@@ -16,6 +16,7 @@ from pretrain.encoder.encoder import Encoder, block_numbers
 from pretrain.nn.block import Block, block_problems
 from pretrain.nn.drop_path import Mode, draws, drop_path_notes, drop_path_problems, drop_paths
 from pretrain.nn.initialize import Distribution, fill, initialize
+from pretrain.nn.norm import LayerNorm
 from pretrain.nn.patch import PatchEmbed, grid_of
 from pretrain.nn.position import looked_up, resize_table, sincos_2d
 from pretrain.records import Problem, Randomness, Tokens, refuse
@@ -85,7 +86,7 @@ class ViT(Encoder):
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_eps, drop)
             for drop in drop_paths(drop_path, drop_path_mode, depth)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.norm = LayerNorm(embed_dim, eps=norm_eps)
         if self.pos_embed.device.type != "meta":
             self.init_weights(seed=0)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.nn.attention import Attention
 from pretrain.nn.drop_path import DropPath
+from pretrain.nn.norm import LayerNorm
 from pretrain.records import Problem
 
 
@@ -37,9 +38,9 @@ class Block(nn.Module):
         drop_path: DropPath | None = None,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, qkv_bias)
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = drop_path or DropPath()
 

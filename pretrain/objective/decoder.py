@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.nn.block import Block, block_problems
 from pretrain.nn.initialize import initialize
+from pretrain.nn.norm import LayerNorm
 from pretrain.nn.position import looked_up, resize_table, sincos_2d
 from pretrain.records import Problem, Tokens, refuse
 
@@ -55,7 +56,7 @@ class Decoder(nn.Module):
         learned = nn.Parameter(torch.empty(1, grid[0] * grid[1], embed_dim)) if position == "learned" else None
         self.register_parameter("pos_embed", learned)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, True, norm_eps) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.norm = LayerNorm(embed_dim, eps=norm_eps)
         self.pred = nn.Linear(embed_dim, out_dim)
         if self.mask_token.device.type != "meta":
             self.init_weights(seed=0)
