@@ -52,7 +52,7 @@ class Job:
         self.rank = rank
         self.folder = folder
         self.patience = patience
-        self.id = environment["SLURM_JOB_ID"] if _in_step(environment) else ""
+        self.id = _id_of(environment) if _in_step(environment) else ""
 
     def listen(self) -> None:
         """From here on a stop that comes before training has the job requeued at once, for there is nothing to save."""
@@ -74,10 +74,12 @@ class Job:
             The code to exit with: 128 + the signal's number, or 1 if the job gets no further than it is. Other ranks
             than the first return only if Slurm does not end them.
         """
-        if not self.id or number not in ASKS:
+        if number not in ASKS:
             return 128 + number
         for one in ASKS:  # they come again, more than once and to all processes: scontrol inherits this
             signal.signal(one, signal.SIG_IGN)
+        if not self.id:
+            return 128 + number
         if self.rank != 0:
             time.sleep(self.patience)
         elif self._is_asked_for(number):
@@ -162,6 +164,12 @@ class Job:
 def _in_step(environment: Mapping[str, str]) -> bool:
     """Whether srun started this process. A batch script may hold anything, a notebook that trains by hand for one."""
     return "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" in environment
+
+
+def _id_of(environment: Mapping[str, str]) -> str:
+    """The job as scontrol knows it; of a job array, its one task."""
+    task = environment.get("SLURM_ARRAY_TASK_ID", "")
+    return f"{environment['SLURM_ARRAY_JOB_ID']}_{task}" if task else environment["SLURM_JOB_ID"]
 
 
 def _newest(folder: Path) -> int:

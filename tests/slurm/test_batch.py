@@ -48,7 +48,25 @@ def test_there_is_a_process_for_each_gpu_unless_the_user_says_how_many(
 ) -> None:
     _, words = run_batch("pretrain.sbatch", WORDS, tmp_path, **given)
     assert [word for word in words if word.startswith("--ntasks")] == spread
-    assert environment(tmp_path)["SRUN_CPUS_PER_TASK"] == given.get("SLURM_CPUS_PER_TASK", "1")
+
+
+@pytest.mark.parametrize(
+    ("given", "each"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "8"}, "12"),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "3"}, "3"),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_CPUS_PER_NODE": "96,64(x3)"}, "8"),
+        ({"SLURM_NTASKS_PER_NODE": "2"}, "48"),
+        ({"SLURM_NTASKS": "6", "SLURM_TASKS_PER_NODE": "3(x2)"}, "32"),
+        ({"SLURM_NTASKS": "4", "SLURM_TASKS_PER_NODE": "2(x2)", "SLURM_JOB_CPUS_PER_NODE": "1(x2)"}, "1"),
+        ({}, "96"),
+    ],
+)
+def test_processes_share_all_processors_of_a_node(tmp_path: Path, given: dict[str, str], each: str) -> None:
+    """srun would give each of them one, and confine it to that."""
+    process, words = run_batch("pretrain.sbatch", WORDS, tmp_path, **{"SLURM_JOB_CPUS_PER_NODE": "96(x2)"} | given)
+    assert process.returncode == 0, process.stderr
+    assert [word for word in words if word.startswith("--cpus")] == [f"--cpus-per-task={each}"]
 
 
 def test_gpus_that_slurm_does_not_count_are_counted(tmp_path: Path) -> None:

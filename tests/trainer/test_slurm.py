@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from pretrain.process import deaf
-from pretrain.trainer import slurm
+from pretrain.trainer import checkpoint, slurm
 from pretrain.trainer.slurm import ATTEMPTS, Job
+from tests.job import Job as Run
+from tests.program import Program
 
 SCONTROL = """#!/bin/sh
 echo "$*" >> "$0.asked"
@@ -144,6 +146,50 @@ def test_ctrl_c_and_processes_of_no_step_are_not_slurms(fake: Fake, tmp_path: Pa
     assert Job(by_hand, 0, tmp_path).leave(signal.SIGTERM) == 143
     assert Job({}, 0, tmp_path).leave(signal.SIGUSR1) == 138
     assert fake.asked == []
+
+
+def test_of_a_job_array_one_task_is_meant(fake: Fake, tmp_path: Path) -> None:
+    """The last one's own number is that of all."""
+    fake.environment |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    assert Job(fake.environment, 0, tmp_path).leave(signal.SIGUSR1) == 138
+    assert fake.asked == ["--oneliner show job 7_3", "requeue 7_3"]
+
+
+def test_a_task_that_starts_its_ranks_itself_passes_signals_on(fake: Fake, job: Run) -> None:
+    """To it alone Slurm may send them (proctrack/cgroup), and it holds them back until its ranks are there."""
+    environment = os.environ | fake.environment | {"SLURM_STEP_NUM_TASKS": "1"}
+    words = job.overrides("trainer=ddp", "accelerator=cpu", "devices=2", "max_steps=100000")
+    program = Program(words, job.tmp, environment)
+    deadline = time.monotonic() + 120
+    while len(job.rows()) < 3:
+        assert program.returncode is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    program.send(signal.SIGUSR1)
+    said = program.communicate(60)
+    assert program.returncode == 138, said
+    assert fake.requeues == 1
+    newest = checkpoint.newest(job.out / "checkpoints")
+    assert newest is not None
+    assert checkpoint.step_of(newest) == job.rows()[-1]["step"]
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_no_reason_to_stay_away(fake: Fake, job: Run) -> None:
+    """The one before is whole."""
+    words = job.overrides("max_steps=100000", "checkpoint.every_steps=2")
+    program = Program(words, job.tmp, os.environ | fake.environment)
+    deadline = time.monotonic() + 120
+    while checkpoint.newest(job.out / "checkpoints") is None:
+        assert program.returncode is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (job.out / "checkpoints").rename(job.out / "elsewhere")
+    (job.out / "checkpoints").touch()
+    program.send(signal.SIGUSR1)
+    said = "".join(program.communicate(60))
+    assert program.returncode == 138, said
+    assert "no checkpoint of step" in said
+    assert fake.requeues == 1
 
 
 def test_a_refusal_is_said_with_the_command_to_go_on(
