@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from pretrain.objective.objective import Objective
 from pretrain.records import Problem, UserError, refuse
 from pretrain.trainer import team
+from pretrain.trainer.ddp import RepeatableDDP
 from pretrain.trainer.shard import Sharding, mesh_of, recompute, shard
 from pretrain.trainer.team import Team
 from pretrain.world import World, meeting_point
@@ -69,7 +71,7 @@ class Hardware:
         refuse(self, self.problems(strategy, accelerator, only, nodes, devices, timeout_minutes))
         self.strategy: Strategy = strategy
         self.accelerator: Accelerator = accelerator or only or "gpu"
-        self.precision = resolve_precision(self.accelerator) if precision == "auto" else precision
+        self._precision: Precision = precision
         self.compile = compile
         self.deterministic = deterministic
         self.recompute = recompute
@@ -117,6 +119,11 @@ class Hardware:
         if gpu and wanted > here and not (world.started_by and here == 1):  # a task of Slurm may see its own alone
             yield "devices", f"{wanted} are wanted, and there are only {here} GPUs here"
 
+    @cached_property
+    def precision(self) -> Precision:
+        """Asked for where the device is used: it makes a GPU's driver give this process a place there."""
+        return resolve_precision(self.accelerator) if self._precision == "auto" else self._precision
+
     @property
     def world_size(self) -> int:
         """Ranks of the run, once all of them run."""
@@ -157,10 +164,9 @@ class Hardware:
         if self.recompute:
             recompute(objective.fsdp_units())
         if self.shards:
-            # a CPU's layer norms take no weights of another type than their input's; a GPU's are cast by autocast
-            narrow = (self.precision, self.gather, self.accelerator) == ("bf16-mixed", "auto", "gpu")
-            gathered = torch.bfloat16 if narrow else None
-            shard(objective, mesh_of(self.world, self.sharding, self.device.type), gathered)
+            mesh = mesh_of(self.world, self.sharding, self.device.type, self.timeout_minutes)
+            narrow = (self.precision, self.gather) == ("bf16-mixed", "auto")
+            shard(objective, mesh, torch.bfloat16 if narrow else None)
         objective.to_empty(device=self.device if self.shards else "cpu")  # what is whole, Lightning moves
         objective.init_weights(seed)
 
@@ -183,10 +189,11 @@ class Hardware:
         backend, patience = ("nccl" if self.accelerator == "gpu" else "gloo"), timedelta(minutes=self.timeout_minutes)
         if self.strategy == "fsdp":
             return ModelParallelStrategy(self.world.size, 1, process_group_backend=backend, timeout=patience)
-        return DDPStrategy(
+        kind = RepeatableDDP if self.accelerator == "cpu" else DDPStrategy
+        return kind(
             process_group_backend=backend,
             timeout=patience,
-            find_unused_parameters=objective.rests,
+            find_unused_parameters=objective.rests or self.deterministic,  # then it keeps its buckets as they are, too
             broadcast_buffers=False,  # what is summed up in them during a step is each rank's own
             gradient_as_bucket_view=True,
         )
@@ -235,10 +242,15 @@ class _Place(ClusterEnvironment):
 
 
 def quieten(trainer: Trainer) -> None:
-    """Takes away what Lightning does about signals before every micro-batch when there are several ranks: it would make
-    the host wait for the device, and end a run without saving."""
+    """Takes away what Lightning does about signals. Its handler talks with the other ranks, which hangs; when it is
+    taken out again, so is ours, while the ranks part. Before every micro-batch it would make the host wait for the
+    device, and end a run without saving.
+    """
+    handlers: Any = trainer._signal_connector
     loop: Any = trainer.fit_loop.epoch_loop
+    assert callable(handlers.register_signal_handlers)
     assert callable(loop._broadcast_sigterm_tensor)
+    handlers.register_signal_handlers = lambda: None
     loop._broadcast_sigterm_tensor = lambda: None
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pretrain.config import check
 from pretrain.overrides import composed
+from pretrain.trainer import ddp
 from pretrain.trainer.parallel import Hardware, resolve_precision
+from pretrain.trainer.shard import mesh_of
+from pretrain.world import World
 
 
 def test_no_gpu_is_one_sentence_that_names_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +43,53 @@ def test_a_cpu_takes_bf16_only_where_it_has_the_instructions(
 def test_a_gpu_takes_bf16_where_it_is_not_emulated(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or native)
     assert resolve_precision("gpu") == ("bf16-mixed" if native else "32-true")
+
+
+def test_who_only_starts_the_ranks_asks_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask would make a place for it in the memory of the first one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: pytest.fail("asked"))
+    assert Hardware("fsdp").to_start == 4
+
+
+def test_ranks_wait_for_each_other_in_all_groups_as_long_as_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, make = [], dist.distributed_c10d.new_group
+    monkeypatch.setattr(dist.distributed_c10d, "new_group", lambda **words: waits.append(words) or make(**words))
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=6)
+    try:
+        mesh = mesh_of(World(0, 6, 0, 3), "hybrid", "cpu", timeout_minutes=7)
+        assert mesh.shape == (2, 3)
+        assert [dist.get_process_group_ranks(mesh.get_group(name)) for name in ("replicate", "shard")] == [
+            [0, 3],
+            [0, 1, 2],
+        ]
+        assert [one["timeout"] for one in waits] == [timedelta(minutes=7)] * 5
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_sum_that_fails_is_a_failure(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """And not a gradient of this rank alone."""
+
+    def work(gradient: torch.Tensor, async_op: bool) -> SimpleNamespace:
+        future: torch.futures.Future[list[torch.Tensor]] = torch.futures.Future()
+        if fails and len(gradient) == 2:
+            future.set_exception(RuntimeError("Connection closed by peer"))
+        else:
+            future.set_result([gradient.mul_(3)])
+        return SimpleNamespace(get_future=lambda: future)
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", work)
+    buffer = torch.ones(5)
+    bucket: Any = SimpleNamespace(buffer=lambda: buffer, gradients=lambda: [buffer[:2], buffer[2:]])
+    if fails:
+        with pytest.raises(RuntimeError, match="closed by peer"):
+            ddp._each_by_itself(None, bucket).wait()
+    else:
+        assert torch.equal(ddp._each_by_itself(None, bucket).wait(), torch.full((5,), 1.5))
 
 
 def test_what_is_asked_for_is_taken() -> None:
