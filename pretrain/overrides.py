@@ -5,9 +5,11 @@ Hydra stops at the first override that it does not understand; here every one of
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 _REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # what composing raises for a wrong override
@@ -34,8 +36,18 @@ def composed(overrides: Sequence[str], whole: bool = False) -> DictConfig:
     Raises:
         HydraException: an override is not understood.
     """
-    with initialize_config_dir(str(folder()), version_base="1.3"):
-        return compose("pretrain", overrides=list(overrides), return_hydra_config=whole)
+    cfg = copy.deepcopy(_composed(str(folder()), tuple(overrides)))
+    if not whole:
+        with open_dict(cfg):
+            del cfg["hydra"]
+    return cfg
+
+
+@lru_cache(maxsize=8)
+def _composed(home: str, overrides: tuple[str, ...]) -> DictConfig:
+    """A command is looked at from several sides, and to compose it takes longer than all of them."""
+    with initialize_config_dir(home, version_base="1.3"):
+        return compose("pretrain", overrides=list(overrides), return_hydra_config=True)
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
+from pretrain import overrides
+from pretrain.config import judged
 from pretrain.overrides import composed, jobs
 
 
@@ -20,3 +24,16 @@ def test_a_sweep_is_checked_job_by_job() -> None:
 def test_composing_leaves_no_trace() -> None:
     composed([])
     assert not HydraConfig.initialized()
+
+
+def test_a_command_is_composed_once_for_all_who_look_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(overrides, "compose", lambda *words, **named: asked.append(named) or compose(*words, **named))
+    overrides._composed.cache_clear()
+    judged(["+experiment=mae_digits", "trainer=cpu", "base_lr=0.125"])
+    assert [one["overrides"] for one in asked] == [["+experiment=mae_digits", "trainer=cpu", "base_lr=0.125"], []]
+
+
+def test_what_one_changes_in_a_configuration_is_not_the_next_ones() -> None:
+    composed(["base_lr=0.25"]).base_lr = 7
+    assert composed(["base_lr=0.25"]).base_lr == 0.25
