@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.installed
 RUN := runs/demo
 DATA := runs/demo-data
-JOBS ?= 2
+JOBS ?= 3
 
 .PHONY: demo test test-full check setup native clean
 

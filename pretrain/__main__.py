@@ -9,19 +9,24 @@ All words are key=value overrides of the configuration; --hydra-help lists Hydra
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pretrain.trainer import slurm
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from pretrain.world import World
+
 _ALARM = 3  # the exit code where a collapse ended the run
+_RANK_0_FIRST = 3.0  # seconds
 _ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i")
 
 
@@ -45,7 +50,25 @@ def main() -> None:
         if sweep:
             _refuse_ranks()
         _leave_if([line for job in (overrides.jobs(words) if sweep else [words]) for line in _mistakes(job)])
-    hydra.main(version_base="1.3", config_path=str(overrides.folder()), config_name="pretrain")(run)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(overrides.folder()), config_name="pretrain")(run)()
+    except SystemExit as end:
+        _end(end)
+    except KeyboardInterrupt:
+        _interrupted(signal.SIGINT, None)
+
+
+def _end(end: SystemExit) -> NoReturn:
+    """Leaves at once if this is one rank of several: its vigil may still wait for a word of another rank, and Python's
+    own end would abort a thread that does."""
+    if _world().size == 1:
+        raise end
+    if isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 def run(cfg: DictConfig) -> None:
@@ -59,6 +82,7 @@ def run(cfg: DictConfig) -> None:
     from pretrain import build, hydra_settings, launch, secret
     from pretrain.data.loader import death_of_reader
     from pretrain.records import UserError
+    from pretrain.trainer.lifecycle import UnsavedError
     from pretrain.trainer.team import ToldError, lost_peers
     from pretrain.world import World
 
@@ -85,8 +109,12 @@ def run(cfg: DictConfig) -> None:
         one.fit()
     except ToldError:
         sys.exit(1)  # rank 0 has said why
+    except UnsavedError as failure:
+        print(f"rank {rank}: {failure}" if rank else str(failure), file=sys.stderr, flush=True)
+        asked = one.stop.signal if job.id else None
+        sys.exit(1 if asked is None else job.leave(asked))  # a Slurm job goes on from the one before
     except UserError as mistake:
-        sys.exit(f"rank {rank}: {mistake}" if rank else str(mistake))
+        _refuse(str(mistake))
     except RuntimeError as failure:
         sentence = death_of_reader(failure) or lost_peers(failure)
         if sentence is None:
@@ -122,15 +150,20 @@ def _speak_as(rank: int) -> None:
         handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
 
 
-def _refuse_ranks() -> None:
-    """Ranks that torchrun or Slurm started can meet but once."""
+def _world() -> World:
+    """This process's place; where that cannot be told, which is refused in its turn, it speaks for itself."""
     from pretrain.problem import UserError
     from pretrain.world import World
 
     try:
-        world = World.of(os.environ)
-    except UserError as mistake:
-        sys.exit(str(mistake))
+        return World.of(os.environ)
+    except UserError:
+        return World()
+
+
+def _refuse_ranks() -> None:
+    """Ranks that torchrun or Slurm started can meet but once."""
+    world = _world()
     if world.size > 1:
         sys.exit(
             f"--multirun: {world.started_by} started {world.size} processes, which are for one run: give each run of "
@@ -167,7 +200,19 @@ def _leave_if(mistakes: list[str]) -> None:
     if mistakes:
         from pretrain import secret
 
-        sys.exit("\n".join(dict.fromkeys(map(secret.typed, mistakes))))
+        _refuse("\n".join(dict.fromkeys(map(secret.typed, mistakes))))
+
+
+def _refuse(sentences: str) -> NoReturn:
+    """Leaves with what is wrong. Rank 0 says it first: mostly it is wrong for all, and who started them ends the others
+    when one has left."""
+    if rank := _world().rank:
+        for number in slurm.ASKS:
+            signal.signal(number, lambda *_: os._exit(1))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, slurm.ASKS)
+        time.sleep(_RANK_0_FIRST)
+        sentences = f"rank {rank}: {sentences}"
+    sys.exit(sentences)
 
 
 def _leave_with_usage(code: int) -> None:

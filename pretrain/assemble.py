@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,19 @@ from pretrain.encoder.encoder import Encoder
 from pretrain.objective.objective import Objective
 from pretrain.records import UserError
 
-instantiate = partial(utils.instantiate, _convert_="all")  # plain lists and dictionaries all the way down
+
+def instantiate(node: Any) -> Any:
+    """What a node of the configuration says; it is given plain lists and dictionaries all the way down.
+
+    Raises:
+        UserError: what is built refuses.
+    """
+    try:
+        return utils.instantiate(node, _convert_="all")
+    except InstantiationException as failure:
+        if isinstance(failure.__cause__, UserError):
+            raise failure.__cause__ from None
+        raise
 
 
 def objective_of(cfg: DictConfig) -> Objective:

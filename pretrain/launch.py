@@ -33,16 +33,19 @@ def start(count: int, words: Sequence[str]) -> int:
             one.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # in a Slurm job some are kept waiting, and by the ranks too
     try:
         for rank in range(count):
             variables = shared | {"RANK": rank, "LOCAL_RANK": rank, _PARENT: os.getpid()}
             environ = os.environ | {name: str(value) for name, value in variables.items()}
             # in a session of its own: Ctrl-C reaches this process, which passes it on
             ranks.append(subprocess.Popen(command, env=environ, start_new_session=True))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
         return _wait(ranks)
     finally:
         for one in ranks:
             _kill(one)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -29,6 +29,7 @@ from pretrain.trainer import checkpoint
 
 _UNCOMPARED = ("seconds", "spent", "bad_samples")  # of a checkpoint: wall-clock, and a report
 _PATIENCE = 900.0  # seconds without a new step after which a run is taken to hang
+_GONE = 120.0  # seconds until killed processes are gone
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,6 @@ class Started(Protocol):
 
     def poll(self) -> int | None:
         """Its exit code, None while it runs."""
-
-    def wait(self, timeout: float) -> int:
-        """The same, once it has ended.
-
-        Raises:
-            TimeoutExpired: it has not, after so many seconds.
-        """
 
     def kill(self) -> None:
         """Ends all its processes by SIGKILL, and returns when they are gone."""
@@ -72,14 +66,38 @@ class Fresh:
     def poll(self) -> int | None:
         return self._process.poll()
 
-    def wait(self, timeout: float) -> int:
-        return self._process.wait(timeout)
-
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        processes = [self._process.pid, *_descendants(self._process.pid)]  # ranks have sessions of their own
+        for pid in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._process.wait()
-        time.sleep(0.5)  # until its ranks, which die with it, have let go of the folder
+        deadline = time.monotonic() + _GONE
+        while any(map(_runs, processes)) and time.monotonic() < deadline:  # a GPU takes its time to let them go
+            time.sleep(0.05)
+
+
+def _descendants(pid: int) -> list[int]:
+    """What a process has started, and what that has started."""
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()  # behind the command's own name
+            parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there, and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 class Trial:
@@ -126,7 +144,7 @@ class Trial:
         for number, goal in enumerate(goals):
             began, before = time.monotonic(), _step(out)
             with self._started(name, extra[number % len(extra)]) as process:
-                self._wait_for(out, max(goal, before + 1), process, name, began, recovery)
+                self._wait_for(max(goal, before + 1), process, name, began, recovery)
                 time.sleep(draw.random() * 0.3)  # somewhere in what follows: a step, a save, an evaluation
                 reached = _step(out)
             newest = checkpoint.newest(out / "checkpoints")
@@ -147,27 +165,35 @@ class Trial:
         finally:
             process.kill()
 
-    def _wait_for(self, out: Path, goal: int, process: Started, name: str, began: float, recovery: list[float]) -> None:
-        before, moved = _step(out), time.monotonic()
-        first = before
-        while (step := _step(out)) < goal:
-            if (code := process.poll()) is not None:
-                if code == 0:
-                    return
-                raise UserError(self._failure(name, code))
+    def _wait_for(self, goal: int, process: Started, name: str, began: float, recovery: list[float]) -> None:
+        """Until the run has come so far; notes when it made its first new step, if it goes on from others."""
+        before, noted = _step(self.folder / name), False
+        for step in self._followed(process, name):
+            if step > before > 0 and not noted:
+                recovery.append(time.monotonic() - began)
+                noted = True
+            if step >= goal:
+                return
+
+    def _finish(self, process: Started, name: str) -> None:
+        for _ in self._followed(process, name):
+            pass
+
+    def _followed(self, process: Started, name: str) -> Iterator[int]:
+        """The steps that are done, again and again until the run has ended well.
+
+        Raises:
+            UserError: it fails, or hangs.
+        """
+        before, moved = -1, time.monotonic()
+        while (code := process.poll()) is None:
+            step = _step(self.folder / name)
             if step != before:
                 before, moved = step, time.monotonic()
             if time.monotonic() - moved > _PATIENCE:
                 raise UserError(f"{name}: no step after {step} in {_PATIENCE:.0f} s\n{self._tail(name)}")
+            yield step
             time.sleep(0.02)
-        if first:
-            recovery.append(time.monotonic() - began)
-
-    def _finish(self, process: Started, name: str) -> None:
-        try:
-            code = process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise UserError(f"{name}: not done in {_PATIENCE:.0f} s\n{self._tail(name)}") from None
         if code:
             raise UserError(self._failure(name, code))
 

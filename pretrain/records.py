@@ -155,7 +155,8 @@ class RunState:
 
     `step` optimizer steps are done and `samples_seen` samples consumed (on skipped steps too, so it is another
     counter). `seconds` of training wall-clock are added up over restarts. `metrics` are those of the last step.
-    `stopping` says why no step follows, "" while one does, and `alarm` is what has gone wrong if that is why. `aside`
+    `stopping` says why no step follows, "" while one does, and `alarm` is what has gone wrong if that is why.
+    `interrupted`: a signal is why, so that there may be little time, and the run goes on later. `aside`
     seconds went into evaluation, pictures and saving, and `waited` seconds into waiting for data, since this process
     began to train; `waited_most` by the rank that waited most. `reported` says that the step's metrics hold what is
     rarely measured. `asked` says why a callback wants the run to stop, which it does at the next step boundary. `due`
@@ -170,6 +171,7 @@ class RunState:
     seconds: float = 0.0
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     stopping: str = ""
+    interrupted: bool = False
     alarm: str = ""
     aside: float = 0.0
     waited: float = 0.0
@@ -181,6 +183,11 @@ class RunState:
     spent: dict[str, float] = field(default_factory=lambda: {"waiting": 0.0, "evaluating": 0.0, "saving": 0.0})
     moved: float = 0.0
     busy: str = ""
+
+    @property
+    def at_end(self) -> bool:
+        """Whether this was the last step, at which everything is measured and drawn."""
+        return bool(self.stopping) and not self.interrupted
 
     def report(self, **values: float) -> None:
         """Adds to the metrics of the step what is not measured at every step, and must not miss the log."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,14 +38,6 @@ class Forked:
         if None in codes:
             return None
         return next((code for code in codes if code), 0)
-
-    def wait(self, timeout: float) -> int:
-        end = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired("pretrain", timeout)
-            time.sleep(0.02)
-        return code
 
     def kill(self) -> None:
         for program in self.programs:

@@ -88,6 +88,8 @@ class Program:
         except Late:
             self.kill()
             raise
+        for file in (self._out, self._err):
+            file.close()
         return found
 
 
@@ -109,6 +111,7 @@ def _run(pipes: Sequence[Connection], words: list[str], cwd: str, environment: d
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path.insert(0, cwd)  # as `python -m` does
     sys.argv = ["pretrain", *words]
     try:
         runpy.run_module("pretrain", run_name="__main__", alter_sys=True)

@@ -28,6 +28,7 @@ from tests.scripts import run_script
 from tests.slurm.dry import run_batch
 
 ROOT = Path(__file__).parent.parent
+LONG = ("performance.md", "results.md")  # their commands are long also when they are shortened
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -227,7 +228,11 @@ def refuse_nothing(words: list[str]) -> None:
     assert (asked, result.stderr.strip()) == (["whole"], "enough")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.full) if page.name in LONG else page for page in PAGES],
+    ids=lambda page: page.name,
+)
 def test_commands_run_as_written(page: Path, folder: Path) -> None:
     for line in commands(page):
         words = submitted(line) if "sbatch " in line else shlex.split(line)

@@ -74,6 +74,16 @@ def test_a_refusal_of_the_run_has_no_traceback(job: Job) -> None:
     assert not job.out.exists()
 
 
+def test_a_damaged_shard_is_said_in_one_sentence_and_nothing_is_touched(job: Job) -> None:
+    shard = sorted((job.tmp / "shards").iterdir())[0]
+    shard.write_bytes(shard.read_bytes()[:-3000])
+    result = pretrain(*job.overrides(), cwd=job.tmp)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"`{shard}` is no whole tar")
+    assert result.stderr.count("\n") == 1
+    assert not job.out.exists()
+
+
 def test_a_sweep_gets_a_folder_a_job(job: Job) -> None:
     result = pretrain("--multirun", *job.overrides("base_lr=1e-3,1e-4", "max_steps=2"), cwd=job.tmp)
     assert result.returncode == 0, result.stderr

@@ -17,7 +17,7 @@ from tests.scripts import run_script
 
 SCHEDULES = [  # kind, ranks, threads of each start, kills, seed
     ("mae", "fsdp", 2, (2, 0), 2, 0),
-    ("dino", "ddp", 2, (1, 2), 2, 1),
+    ("dino", "ddp", 2, (1, 2), 1, 1),
 ]
 LONG = [
     (kind, strategy, ranks, threads, 10, seed)
@@ -26,7 +26,7 @@ LONG = [
             ("mae", "cpu", 1, (0,)),
             ("mae", "cpu", 1, (2, 0)),
             ("dino", "cpu", 1, (2,)),
-            ("mae", "ddp", 2, (0,)),
+            ("mae", "ddp", 3, (0,)),
             ("dino", "fsdp", 2, (2, 0)),
         ]
     )
@@ -57,6 +57,7 @@ def killed(
         *(DINO if kind == "dino" else []),
         f"trainer={strategy}",
         "accelerator=cpu",
+        f"global_batch_size={4 * ranks if ranks > 1 else 8}",  # two micro-batches a step, or four
         "batch_size_per_device=2",
         "checkpoint.every_steps=3",
         "callback.health.every_steps=4",

@@ -30,7 +30,7 @@ class Evaluate(StepCallback):
 
     def after_step(self, trainer: Trainer) -> None:
         state, batches = self.context.state, self.context.val_batches
-        if batches is None or (state.step % self.every_steps and not state.stopping):
+        if batches is None or (state.step % self.every_steps and not state.at_end):
             return
         with state.set_aside():
             total, samples = 0.0, 0

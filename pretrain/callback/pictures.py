@@ -46,7 +46,7 @@ class Pictures(StepCallback):
 
     def after_step(self, trainer: Trainer) -> None:
         state = self.context.state
-        if state.step % self.every_steps and not state.stopping:
+        if state.step % self.every_steps and not state.at_end:
             return
         with state.set_aside():
             self._batch = self._batch or self.context.examples(self.samples)

@@ -21,6 +21,7 @@ class Context:
     Attributes:
         folder: of the run.
         rank, ranks: of this process, and how many there are.
+        patience: seconds that ranks wait for each other.
         name: of the run.
         run_id: identifies the run over restarts.
         state: the run's counters and the last step's metrics; a callback may add metrics of its own.
@@ -41,6 +42,7 @@ class Context:
     folder: Path
     rank: int
     ranks: int
+    patience: float
     name: str
     run_id: str
     state: RunState
@@ -74,7 +76,7 @@ class StepCallback(Callback, ABC):
     def is_due(state: RunState, every_steps: int) -> bool:
         """Whether the step that is done is an n-th one, or the last of a run that has come so far: what looks at many
         samples would take longer than all of a shorter one."""
-        return state.step % every_steps == 0 or (bool(state.stopping) and state.step > every_steps)
+        return state.step % every_steps == 0 or (state.at_end and state.step > every_steps)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

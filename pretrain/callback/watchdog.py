@@ -20,6 +20,7 @@ _REMEMBERED = 50  # steps whose median is taken
 _LOOK = 1.0  # seconds between two looks, at most
 _OTHERS = 5.0  # seconds in which the other ranks write their stacks, too
 _PATIENT = 6  # so many times as long may a save take, on a slow disk, and the first step, which may compile
+_BEFORE = 0.9  # of the time after which collectives give up, and say nothing of where
 EXIT_CODE = 70
 
 
@@ -27,7 +28,8 @@ class Watchdog(StepCallback):
     """Where nothing has moved for long, writes the stacks of all threads to `stacks/rank_00000.txt` and ends the run.
 
     Every rank watches itself: when one hangs, all soon do, and each leaves its own stacks. What moves a run is a step
-    or a batch of an evaluation; a save, and the first step, may take six times as long. Time in which the whole process
+    or a batch of an evaluation; a save, and the first step, may take six times as long, but less than several ranks
+    wait for each other. Time in which the whole process
     was stopped, as a scheduler does that suspends jobs, does not count.
 
     Args:
@@ -71,10 +73,12 @@ class Watchdog(StepCallback):
     @property
     def limit(self) -> float:
         """Seconds without a move that are too many."""
-        if not self._steps:
-            return _PATIENT * self.least
-        limit = max(self.least, self.factor * statistics.median(self._steps))
-        return _PATIENT * limit if self.context.state.busy == "saving" else limit
+        limit = max(self.least, self.factor * statistics.median(self._steps or [0.0]))
+        if not self._steps or self.context.state.busy == "saving":
+            limit *= _PATIENT
+        if self.context.ranks == 1:
+            return limit
+        return min(limit, _BEFORE * self.context.patience)
 
     def _watch(self) -> None:
         state, pause = self.context.state, min(_LOOK, self.least / 4)

@@ -90,7 +90,7 @@ def _spread(objective: Objective, spread: Spread, fake: FakeTensorMode) -> nn.Mo
     """The objective over fake ranks, with fake weights."""
     if spread.layout != "ddp":
         with _without(fake):
-            mesh = mesh_of(World(0, spread.ranks, 0, spread.devices), spread.layout, "cpu")
+            mesh = mesh_of(World(0, spread.ranks, 0, spread.devices), spread.layout, "cpu", timeout_minutes=1)
             shard(objective, mesh, _dtype(spread))
     objective.to_empty(device="cpu").train()
     if spread.layout != "ddp":

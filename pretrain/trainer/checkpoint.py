@@ -20,10 +20,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pretrain.records import UserError
 from pretrain.trainer import pieces
 from pretrain.trainer.pieces import write as write
-from pretrain.trainer.team import Team
-from pretrain.world import World
+from pretrain.trainer.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def save(
     state: dict[str, Any],
     keep_last: int,
     keep_every: int | None = None,
-    team: Team | None = None,
+    team: Team = ALONE,
 ) -> Path:
     """Writes the checkpoint of a step and deletes all but the newest ones. All ranks call it.
 
@@ -47,12 +47,11 @@ def save(
         state: tensors, numbers, strings, and lists and dictionaries of them.
         keep_last: how many of the newest to keep.
         keep_every: those of multiples of so many steps are kept for good.
-        team: the ranks, if there are several.
+        team: the ranks.
 
     Raises:
         OSError: it cannot be written, by one of the ranks; what was there before is still there.
     """
-    team = team or Team(World())
     return writer(folder, step, state, keep_last, keep_every, team)()
 
 
@@ -155,7 +154,7 @@ def load(path: Path, only: Sequence[str] = ()) -> dict[str, Any]:
         only: the keys that are wanted, if not all are.
 
     Raises:
-        ValueError: the checkpoint is not complete, or holds what could run (a `UserError`).
+        UserError: the checkpoint is not complete, or holds what could run.
     """
     stored = read(path)
     state: dict[str, Any] = pieces.assembled({key: stored[key] for key in only or stored})
@@ -166,11 +165,11 @@ def read(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, sharded tensors as `Pieces`, of which nothing is read yet.
 
     Raises:
-        ValueError: the checkpoint is not complete.
+        UserError: the checkpoint is not complete.
     """
     files = _files(path)
     if not is_complete(path):
-        raise ValueError(f"`{path}` is no complete checkpoint")
+        raise UserError(f"`{path}` is no complete checkpoint")
     state: dict[str, Any] = pieces.read(path, list(files))
     return state
 
@@ -231,7 +230,9 @@ def _prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
     old = [path for path in complete[:-keep_last] if keep_every is None or step_of(path) % keep_every]
     for path in [*old, *folder.glob("step_*.tmp")]:
         try:
-            shutil.rmtree(path)
+            going = path.with_suffix(".tmp")  # or, killed in between, it would look like a damaged one
+            os.rename(path, going)
+            shutil.rmtree(going)
         except OSError as failure:
             log.warning("cannot delete the old checkpoint `%s`: %s", path, failure)
 

@@ -22,8 +22,7 @@ from torch import Tensor
 from pretrain.files import replace_folder
 from pretrain.records import Progress, UserError
 from pretrain.trainer import checkpoint
-from pretrain.trainer.team import Team
-from pretrain.world import World
+from pretrain.trainer.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +127,9 @@ class Incidents:
         state: Callable[[], dict[str, Any]],
         max_in_a_row: int = 3,
         max_folders: int = 10,
-        team: Team | None = None,
+        team: Team = ALONE,
     ) -> None:
-        self.team = team or Team(World())
+        self.team = team
         self.folder = folder
         self.origin = origin
         self.state = state

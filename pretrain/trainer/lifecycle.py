@@ -71,9 +71,9 @@ class Stop(Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C means now
-        self._asked = signal.Signals(number)
+        first, self._asked = self._asked is None, signal.Signals(number)
         advice = ". Ctrl-C again ends it at once, without saving" if number == signal.SIGINT else ""
-        if self.team.leads:
+        if first and self.team.leads:
             os.write(2, f"\n{self._asked.name}: the step is finished, then saved{advice}\n".encode())
 
     def on_train_batch_end(
@@ -96,6 +96,7 @@ class Stop(Callback):
         asked = (state.asked or "alarm") if alarm else ""  # not before all know
         reasons = (self.clock.end, f"received {self.signal.name}" if self.signal else "", asked)
         state.stopping = next(filter(None, reasons), "")
+        state.interrupted = bool(self.signal) and not self.clock.end
         trainer.should_stop = bool(state.stopping)
 
     def _agreed(self) -> list[float]:
@@ -116,16 +117,17 @@ class Stop(Callback):
         self._answers = self.team.greatest(mine)
         return answers
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Lets signals do again what they did before training; called once the ranks have parted. Those that ended the
+        run may come again until the process has ended, too."""
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            again = self.signal is not None and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if again else handler)
         self._handlers = {}
+
+
+class UnsavedError(UserError):
+    """The last checkpoint of a run could not be written; the one before is whole."""
 
 
 class Save(Callback):
@@ -228,7 +230,7 @@ class Save(Callback):
             path = write()
         except OSError as failure:
             if self.state.stopping and step == self.state.step:
-                raise UserError(f"no checkpoint of step {step}, the last: {failure}") from None
+                raise UnsavedError(f"no checkpoint of step {step}, the last: {failure}") from None
             self.state.failed_saves += 1
             log.error("no checkpoint of step %d: %s. Training goes on", step, failure)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class PretrainModule(LightningModule):
         objective: Objective,
         prepare: Callable[[Batch], Batch],
         clock: Clock,
-        optimizer: Callable[..., Optimizer],
+        optimizer: partial[Optimizer],
         schedules: dict[str, Schedule],
         accumulation: int,
         incidents: Incidents,
@@ -86,7 +87,11 @@ class PretrainModule(LightningModule):
     def configure_optimizers(self) -> Optimizer:
         optimizer = self._make_optimizer(decay_groups(self.objective, self.objective.no_decay()))
         if self._optimizer_state is not None:
+            asked = self._make_optimizer.keywords  # the configuration's, which may have changed since
+            groups = [{name: group[name] for name in asked if name in group} for group in optimizer.param_groups]
             optimizer.load_state_dict(_placed(self._optimizer_state, optimizer))
+            for group, own in zip(optimizer.param_groups, groups, strict=True):
+                group |= own
             self._optimizer_state = None
         return optimizer
 

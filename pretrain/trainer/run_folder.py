@@ -14,9 +14,8 @@ from typing import Any
 from pretrain.files import replace_file
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
-from pretrain.trainer.team import Team
+from pretrain.trainer.team import ALONE, Team
 from pretrain.trainer.trust import refuse_untrusted
-from pretrain.world import World
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +51,11 @@ class RunFolder:
         settings: dict[str, Any],
         resume: str,
         trusted: bool = False,
-        team: Team | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._team = team or Team(World())
+        self._team = team
         self._lock: int | None = None
         self._identity, self._settings, self._trusted = identity, settings, trusted
         self.checkpoint, self.run_id = self._team.first(lambda: self._opened(resume))

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from datetime import timedelta
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -32,11 +33,18 @@ _AS_THEY_ARE = MixedPrecisionPolicy(cast_forward_inputs=False)
 warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
 
 
-def mesh_of(world: World, sharding: Sharding, device_type: str) -> DeviceMesh:
-    """The ranks as a mesh: `shard` alone, or (`replicate`, `shard`) of machines and their ranks."""
-    if sharding == "hybrid" and world.nodes > 1 and world.local_size > 1:
-        return init_device_mesh(device_type, (world.nodes, world.local_size), mesh_dim_names=("replicate", "shard"))
-    return init_device_mesh(device_type, (world.size,), mesh_dim_names=("shard",))
+def mesh_of(world: World, sharding: Sharding, device_type: str, timeout_minutes: float) -> DeviceMesh:
+    """The ranks as a mesh: `shard` alone, or (`replicate`, `shard`) of machines and their ranks. They wait for each
+    other so long.
+    """
+    if sharding == "full" or world.nodes == 1 or world.local_size == 1:
+        return init_device_mesh(device_type, (world.size,), mesh_dim_names=("shard",))  # the group of all
+    ranks = torch.arange(world.size).view(world.nodes, world.local_size)
+    patience = timedelta(minutes=timeout_minutes)
+    groups: list[Any] = [
+        dist.new_subgroups_by_enumeration(part.tolist(), timeout=patience)[0] for part in (ranks.T, ranks)
+    ]
+    return DeviceMesh.from_group(groups, device_type, mesh=ranks, mesh_dim_names=("replicate", "shard"))
 
 
 def shard(objective: Objective, mesh: DeviceMesh, gathered: torch.dtype | None) -> None:

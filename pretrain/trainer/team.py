@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -24,6 +25,7 @@ from pretrain.world import World
 T = TypeVar("T")
 
 _LAST_WORD = 3.0  # seconds
+_FILES = 65_536  # that a rank may have open, if the system lets it
 
 
 class ToldError(UserError):
@@ -40,14 +42,14 @@ class Team:
 
     def __init__(self, world: World, minutes: float = 30.0) -> None:
         self.rank, self.size = world.rank, world.size
-        self._minutes = minutes
+        self.minutes = minutes
         # it has a patience of its own, whatever that of the process group is
         patience = timedelta(minutes=minutes)
         self._group: Any = None if self.size == 1 else dist.new_group(backend="gloo", timeout=patience)
 
     def another(self) -> Team:
         """The same ranks with a group of their own, for another thread."""
-        return Team(World(self.rank, self.size), self._minutes)
+        return Team(World(self.rank, self.size), self.minutes)
 
     @property
     def leads(self) -> bool:
@@ -146,12 +148,18 @@ class Team:
             dist.destroy_process_group()
 
 
+ALONE = Team(World())  # a process that is a run by itself
+
+
 def join(world: World, device: torch.device, address: tuple[str, int], minutes: float) -> None:
     """Makes the process group of a run's ranks; waits until all are there.
 
     Raises:
         UserError: they do not come together in time.
     """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _FILES:  # a group of gloo holds a connection to every rank
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES if hard < 0 else min(hard, _FILES), hard))
     patience = timedelta(minutes=minutes)
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
@@ -172,20 +180,24 @@ def join(world: World, device: torch.device, address: tuple[str, int], minutes: 
 
 
 def lost_peers(failure: RuntimeError) -> str | None:
-    """The sentence for a collective that failed since another rank is gone, None for any other failure.
+    """The sentence for a collective that failed since another rank is gone or silent, None for any other failure.
 
     It comes after a while, so that what the other rank had to say stands before it.
     """
-    first = (str(failure).strip() or "?").splitlines()[0]
-    told = isinstance(failure, dist.DistError) or re.search(
-        r"by peer|Broken pipe|gloo|NCCL|Socket Timeout", str(failure)
-    )
-    if not told or not dist.is_initialized():
+    said = " ".join(str(failure).split())
+    collective = isinstance(failure, dist.DistError) or re.search(r"gloo|NCCL|\bpeer\b|Broken pipe|Socket", said)
+    if not collective or not dist.is_initialized():
+        return None
+    if re.search(
+        r"by peer|Broken pipe|Connection (reset|closed|refused)|ncclRemoteError|remote process|got 0 bytes", said
+    ):
+        reason = "another rank is gone, and says why if it could"
+    elif re.search(r"time(d |-)?out", said, re.IGNORECASE):
+        reason = "another rank was not heard of for trainer.timeout_minutes: it hangs, or the network does"
+    else:
         return None
     time.sleep(_LAST_WORD)
-    return (
-        f"another rank is gone, and says why if it could ({first}). The same command goes on from the last checkpoint"
-    )
+    return f"{reason} ({said}). The same command goes on from the last checkpoint"
 
 
 def code_version() -> str:

@@ -17,7 +17,7 @@ from pretrain.records import RunState
 
 
 def watchdog_of(folder: Path) -> Watchdog:
-    context: Any = SimpleNamespace(folder=folder, rank=0, state=RunState(step=7))
+    context: Any = SimpleNamespace(folder=folder, rank=0, ranks=1, state=RunState(step=7))
     one = Watchdog(context, factor=50, least_minutes=10)
     one._steps.append(1.0)
     return one
@@ -58,6 +58,15 @@ def test_so_may_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     one = watchdog_of(tmp_path)
     one._steps.clear()
     assert looks(one, monkeypatch, *[10.0] * 1000) == 3610
+
+
+def test_several_ranks_have_less_than_they_wait_for_each_other(tmp_path: Path) -> None:
+    """Or a collective would give up first, and nobody would know where."""
+    one = watchdog_of(tmp_path)
+    one.context.ranks, one.context.patience = 2, 1800.0
+    assert one.limit == 600
+    one._steps.clear()
+    assert one.limit == 27 * 60
 
 
 def test_time_in_which_the_process_was_stopped_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def _rank(rank: int, folder: str) -> None:
 
 def test_all_ranks_move_as_one(tmp_path: Path) -> None:
     """Sums in another order: 1e-6."""
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     whole = small()
     whole(batch_of(whole, 8), START)
     whole.after_step(START, NO)

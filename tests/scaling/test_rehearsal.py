@@ -66,14 +66,18 @@ def test_dino_sends_what_was_computed_and_once_the_teachers_head(layout: Layout)
 
 
 def test_hybrid_dino_that_accumulates_sums_its_blocks_twice() -> None:
-    """While sums wait for the last micro-batch, torch sums a block after each of its passes, zeros after the first."""
+    """While sums wait for the last micro-batch, torch 2.15 sums a block after each pass, zeros after the first.
+
+    2.11 does not.
+    """
     spread = Spread("hybrid", nodes=8, devices=8)
     heard, expected = both(DINO, spread, times=2)
     groups = by_name(profile_of(*DINO))
     head = traffic([groups["teacher.head.mlp"]], spread).forward
     blocks = traffic([group for name, group in groups.items() if name.startswith("student.encoder.blocks")], spread)
     sums = [one for one in blocks.backward if one.kind == "reduce_scatter"] + list(blocks.last)
-    assert Counter(heard.collectives) - expected == Counter([*head, *head, *sums])
+    surplus = Counter(heard.collectives) - expected
+    assert surplus in (Counter([*head, *head, *sums]), Counter([*head, *head]))
 
 
 def test_numbers_can_be_gathered_as_they_are_stored() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 from typing import Any
 
@@ -17,6 +16,7 @@ from pretrain.frozen import load
 from pretrain.hydra_settings import flag_mistakes
 from pretrain.records import UserError
 from tests.job import Job
+from tests.program import pretrain
 from tests.scripts import run_script
 
 FUNCTIONS = [
@@ -162,10 +162,7 @@ def test_an_experiment_of_a_stranger_runs_nothing(job: Job) -> None:
         word for word in job.overrides() if not word.startswith(("+experiment", "encoder", "objective", "trainer"))
     ]
     for extra in ([], ["-p", "x"], ["--resolve"], [f"--config-dir={folder}"], ["--multirun"]):
-        command = [sys.executable, "-m", "pretrain", f"hydra.searchpath=[file://{folder}]", "+experiment=evil"]
-        result = subprocess.run(
-            [*command, *words, *extra], capture_output=True, text=True, cwd=job.tmp, timeout=200, check=False
-        )
+        result = pretrain(f"hydra.searchpath=[file://{folder}]", "+experiment=evil", *words, *extra, cwd=job.tmp)
         assert result.returncode == 1, extra
         assert "Traceback" not in result.stderr
         assert not job.out.exists()

@@ -82,7 +82,7 @@ def test_time_is_rank_0s_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch)
         stop.on_train_batch_end(TRAINER, MODULE, None, None, 1)
         assert stop.clock.progress.step == 40
     finally:
-        stop.teardown(TRAINER, MODULE, "fit")
+        stop.restore()
 
 
 def test_a_sweep_by_ranks_that_can_meet_but_once_is_refused(job: Job) -> None:

@@ -82,6 +82,23 @@ def test_too_little_room_is_seen_before_anything_is_written(tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
+def test_a_delete_that_is_killed_leaves_nothing_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half of a checkpoint would look like a damaged one."""
+    save(tmp_path, 1, {"step": 1}, keep_last=1)
+
+    def killed(path: Path, **_: object) -> None:
+        (path / "COMPLETE").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2, {"step": 2}, keep_last=1)
+    assert checkpoint.damaged(tmp_path) == []
+    save(tmp_path, 3, {"step": 3}, keep_last=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "step_00000003"}
+
+
 def test_a_failed_delete_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

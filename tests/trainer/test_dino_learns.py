@@ -37,6 +37,7 @@ def drawn(folder: Path, *words: str) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_two_ways_to_collapse_are_told_from_health(tmp_path: Path) -> None:
     """At equal steps: what the teacher says, how far the student is from it, and how many directions are left."""
     shards = drawn(tmp_path / "shards", "repeats=1", "val_samples=64")

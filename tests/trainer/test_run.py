@@ -176,6 +176,16 @@ def test_another_rate_goes_on_with_a_warning(job: Job, caplog: pytest.LogCapture
     assert "this run goes on with a change: base_lr: 0.0015 there, 0.5 here" in caplog.text
 
 
+def test_other_settings_of_the_optimizer_are_what_it_goes_on_with(job: Job) -> None:
+    job.run("stop_after_steps=2")
+    job.run("optim.betas=[0.5,0.6]", "optim.eps=1e-6", "stop_after_steps=3")
+    newest = checkpoint.newest(job.out / "checkpoints")
+    assert newest is not None
+    groups = checkpoint.load(newest)["optimizer"]["param_groups"]
+    assert [(list(group["betas"]), group["eps"]) for group in groups] == [([0.5, 0.6], 1e-6)] * len(groups)
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+
+
 def test_resume_must_and_never(job: Job) -> None:
     with pytest.raises(UserError, match="no complete checkpoint"):
         job.run("resume=must")

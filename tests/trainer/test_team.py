@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pretrain.records import UserError
+from pretrain.trainer import team
 from pretrain.trainer.team import Team, ToldError, code_version, digests, lost_peers
 from pretrain.world import World, meeting_point
 
@@ -47,6 +48,31 @@ def test_the_code_version_is_that_of_the_files() -> None:
 def test_other_failures_are_not_taken_for_a_lost_peer() -> None:
     assert lost_peers(RuntimeError("CUDA error: an illegal memory access")) is None
     assert lost_peers(RuntimeError("Connection closed by peer")) is None  # there is no group
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("[pair.cc:534] Connection closed by peer [10.0.0.7]:1234", "another rank is gone"),
+        ("Failed to recv, got 0 bytes. Connection was likely closed. gloo", "another rank is gone"),
+        ("NCCL error ...\nncclRemoteError: A call failed possibly due to a network error", "another rank is gone"),
+        (
+            "[unbound_buffer.cc:81] gloo: Timed out waiting 1800000ms for recv operation",
+            "it hangs, or the network does",
+        ),
+        ("NCCL error in: x.cpp\nLast error: Cuda failure 2 'out of memory'", None),
+        ("gloo: Unable to find address for: ib7", None),
+    ],
+)
+def test_only_what_comes_of_other_ranks_is_blamed_on_them(
+    monkeypatch: pytest.MonkeyPatch, said: str, shown: str | None
+) -> None:
+    """Anything else is shown as it is, whole."""
+    monkeypatch.setattr(team.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(team, "_LAST_WORD", 0)
+    sentence = lost_peers(RuntimeError(said))
+    assert (shown is None) == (sentence is None)
+    assert shown is None or shown in str(sentence)
 
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
