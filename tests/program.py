@@ -20,9 +20,8 @@ from concurrent.futures import TimeoutError as Late
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["hydra", "pretrain.build", "pretrain.arguments"])
-
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["hydra", "pretrain.build", "pretrain.arguments", "tests.warm"])
 
 _STARTED: weakref.WeakSet[Program] = weakref.WeakSet()
 
@@ -47,10 +46,10 @@ class Program:
     def __init__(
         self, words: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None, session: bool = False
     ) -> None:
-        pipes = [_FORKS.Pipe(duplex=False) for _ in range(2)]
+        pipes = [FORKS.Pipe(duplex=False) for _ in range(2)]
         variables = dict(os.environ if environment is None else environment)
         arguments = ([there for _, there in pipes], list(words), str(cwd), variables, session)
-        self._process = _FORKS.Process(target=_run, args=arguments, daemon=False)
+        self._process = FORKS.Process(target=_run, args=arguments, daemon=False)
         self._process.start()
         for _, there in pipes:
             there.close()

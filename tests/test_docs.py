@@ -28,7 +28,7 @@ from tests.scripts import run_script
 from tests.slurm.dry import run_batch
 
 ROOT = Path(__file__).parent.parent
-LONG = ("performance.md", "results.md")  # their commands are long also when they are shortened
+LONG = ("performance.md", "results.md", "scaling.md")  # their commands are long also when they are shortened
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -112,7 +112,7 @@ def test_too_few_images_stand_among_the_other_mistakes(job: Job) -> None:
     assert "global_batch_size=100: there are only 41 images" in result.stderr
 
 
-@pytest.mark.parametrize("experiment", ["mae_cifar10", "mae_digits"])
+@pytest.mark.parametrize("experiment", ["mae_cifar10", pytest.param("mae_digits", marks=pytest.mark.full)])
 def test_small_recipes_train_on_real_images(experiment: str, data_dir: Path, tmp_path: Path) -> None:
     shards = f"data.train={data_dir}/cifar10-mini/train-{{000000..000015}}.tar"
     words = [f"+experiment={experiment}", "trainer=cpu", "max_steps=2", shards, f"output_dir={tmp_path / 'run'}"]

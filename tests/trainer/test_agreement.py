@@ -94,6 +94,7 @@ def test_a_sweep_by_ranks_that_can_meet_but_once_is_refused(job: Job) -> None:
     assert not job.out.exists()
 
 
+@pytest.mark.full
 def test_a_sweep_of_runs_of_several_ranks_makes_all_of_them(job: Job) -> None:
     words = ["trainer=ddp", "accelerator=cpu", "devices=2", "base_lr=1e-3,1e-4", "max_steps=2"]
     result = pretrain("--multirun", *job.overrides(*words), cwd=job.tmp)

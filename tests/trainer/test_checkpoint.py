@@ -6,12 +6,9 @@ import logging
 import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from pretrain.trainer import checkpoint
 from pretrain.trainer.checkpoint import is_complete, load, newest, save
 from pretrain.trainer.team import Team
 from pretrain.world import World
+from tests.program import FORKS
 
 STATE = {"weights": {"a": torch.arange(1000.0)}, "step": 3, "name": "x"}
 
@@ -128,29 +126,24 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.glob("*.tmp"))
 
 
-SAVE_FOREVER = """
-    import sys
-    from pathlib import Path
-    import torch
-    from pretrain.trainer.checkpoint import save
-    state = {"a": torch.arange(3_000_000)}
-    for step in range(int(sys.argv[2]), 10_000):
-        save(Path(sys.argv[1]), step, state, keep_last=2)
-        print(step, flush=True)
-"""
+def save_forever(folder: Path, first: int, steps: Connection) -> None:
+    for step in range(first, 10_000):
+        save(folder, step, {"a": torch.arange(3_000_000)}, keep_last=2)
+        steps.send(step)
 
 
 def test_killed_while_saving_there_is_always_one_to_go_on_from(tmp_path: Path) -> None:
     last = 0
     for kill in range(5):
-        command = [sys.executable, "-c", textwrap.dedent(SAVE_FOREVER), str(tmp_path), str(last + 1)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
+        here, there = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(target=save_forever, args=(tmp_path, last + 1, there))
+        process.start()
+        there.close()  # so that its end is noticed
         for _ in range(3):
-            last = int(process.stdout.readline())
+            last = here.recv()
         time.sleep(0.013 * kill)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         found = newest(tmp_path)
         assert found is not None
         last = int(found.name.removeprefix("step_"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,12 +14,13 @@ from pretrain.trainer import checkpoint
 from tests import ranks
 from tests.faults import planted
 from tests.job import DINO, Job
+from tests.program import pretrain
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"mae": [], "dino": DINO}
 
 
-@pytest.mark.parametrize(("strategy", "kind"), [("ddp", "dino"), ("fsdp", "mae")])
+@pytest.mark.parametrize(("strategy", "kind"), [("ddp", "dino"), pytest.param("fsdp", "mae", marks=pytest.mark.full)])
 def test_images_that_are_not_finite_on_one_rank_are_skipped_by_all(job: Job, strategy: str, kind: str) -> None:
     """A run that meets them at its third step ends as one that stopped before it, but for its counters."""
     words = [*KINDS[kind], f"trainer={strategy}", "stop_after_steps=3", "max_steps=12"]
@@ -70,29 +69,24 @@ def test_as_many_in_a_row_stop_all_ranks_and_nothing_is_saved(job: Job) -> None:
 def test_a_rank_that_dies_takes_the_others_along(job: Job, kind: str, words: list[str], sentence: str) -> None:
     """Within a minute, far below the 30 that ranks wait for each other, and with its own words."""
     other = ranks.Ranks(job, 2, "trainer=ddp", "max_steps=1000", *words, *planted(kind, rank=1, step=3))  # type: ignore[arg-type]
-    other.programs[1].communicate(120)
+    own = "".join(other.programs[1].communicate(120))
     died = time.monotonic()
     said = "".join(other.programs[0].communicate(60))
     assert time.monotonic() - died < 60
     assert other.codes[0] == 1
     assert sentence in said
     assert "Traceback" not in said
+    if kind == "reader":
+        assert "rank 1: the reader process died" in own
+        assert "Traceback" not in own
 
 
 def test_what_kills_a_rank_is_said_by_itself(job: Job) -> None:
     """By the launcher where it cannot: one command starts two ranks and ends with the first failure's code."""
     words = job.overrides("trainer=ddp", "accelerator=cpu", "devices=2", "max_steps=1000", *planted("killed", 1, 3))
-    command = [sys.executable, "-m", "pretrain", *words]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    ended = pretrain(*words, cwd=ROOT)
     assert ended.returncode == 128 + 9
     assert "rank 1 was killed by SIGKILL" in ended.stderr
-
-
-def test_a_reader_that_dies_is_named_by_its_rank(job: Job) -> None:
-    other = ranks.Ranks(job, 2, "trainer=ddp", "max_steps=1000", "data.num_workers=1", *planted("reader", 1, 3))
-    said = other.finish()
-    assert "rank 1: the reader process died" in said[1]
-    assert "Traceback" not in said[1]
 
 
 def test_a_run_that_hangs_ends_with_the_stacks_of_all_ranks(job: Job) -> None:
@@ -106,7 +100,7 @@ def test_a_run_that_hangs_ends_with_the_stacks_of_all_ranks(job: Job) -> None:
     assert "faults.py" not in stacks[0]
 
 
-@pytest.mark.parametrize("asynchronous", ["true", "false"])
+@pytest.mark.parametrize("asynchronous", ["true", pytest.param("false", marks=pytest.mark.full)])
 def test_one_ranks_full_disk_leaves_the_checkpoint_before_and_training_goes_on(job: Job, asynchronous: str) -> None:
     """The second of three saves fails on rank 1 alone, and no part of it stays; the last one, too, ends the run."""
     words = ["trainer=fsdp", "checkpoint.every_steps=2", "max_steps=6", f"checkpoint.asynchronous={asynchronous}"]
