@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -66,11 +67,12 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     """Waits until all have ended, or one has failed and the others have had their time."""
     deadline, code = None, 0
     while None in [one.poll() for one in ranks]:  # all of them: polling is what notices an end
-        failed = [(rank, one.returncode) for rank, one in enumerate(ranks) if one.returncode]
+        failed = [(one.returncode, rank) for rank, one in enumerate(ranks) if one.returncode]
         if failed and deadline is None:
-            deadline, code = time.monotonic() + _FAREWELL, failed[0][1]
+            code, rank = min(failed)  # a signal, if there is one: others fail since that rank is gone
+            deadline = time.monotonic() + _FAREWELL
             if code < 0:  # it could not say so itself
-                sys.stderr.write(f"rank {failed[0][0]} was killed by {signal.Signals(-code).name}: the run ends\n")
+                sys.stderr.write(f"rank {rank} was killed by {signal.Signals(-code).name}: the run ends\n")
         if deadline is not None and time.monotonic() > deadline:
             break
         time.sleep(0.05)
@@ -87,7 +89,9 @@ def _kill(rank: subprocess.Popen[bytes]) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    """One that the system gives to no connection until the ranks take it, seconds later."""
+    while True:
+        port = random.SystemRandom().randint(20_000, 32_767)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: many threads on few cores only wait
+
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -62,6 +66,18 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> 
     """The tolerance of the golden files: max |a − b| ≤ 1e-5 · max |b|. Both sides are float32 sums in other orders."""
     assert ours.shape == theirs.shape
     return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
+
+
+@pytest.fixture
+def skip_seconds(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves the clock that speed is measured by: far more than a busy machine may."""
+    skipped, real = [0.0], time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: real() + skipped[0])
+
+    def skip(seconds: float) -> None:
+        skipped[0] += seconds
+
+    return skip
 
 
 @pytest.fixture

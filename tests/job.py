@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from pretrain import build
+from pretrain.callback.journal import read_rows
 from pretrain.config import check
 from pretrain.overrides import composed
 from tests.data.shards import write_shards
@@ -127,8 +127,7 @@ class Job:
 
     def rows(self) -> list[dict[str, Any]]:
         """The journal."""
-        path = self.out / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_rows(self.out / "metrics.jsonl")
 
     def losses(self) -> dict[int, str]:
         """The loss of each step to the last bit; a step that stands there twice is an error."""

@@ -7,8 +7,10 @@ ten seconds, and a test of what comes after need not wait for it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -69,12 +71,14 @@ class Program:
         return self._out.readline()
 
     def send(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        """Does nothing to one that has just ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         self._process.kill()
 
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """(the rest of its output, its errors) when it and all that it started are gone.
 
         Raises:
@@ -95,9 +99,14 @@ class Program:
 def pretrain(*words: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """A command from its start to its end."""
     program = Program(words, cwd, environment)
-    out, err = program.communicate(300)
+    out, err = program.communicate()
     assert program.returncode is not None
     return subprocess.CompletedProcess(list(words), program.returncode, out, err)
+
+
+def quiet(text: str) -> str:
+    """What was printed without the progress of an index, which shows where one takes longer than a second."""
+    return re.sub(r"\rindexing shards:[^\r\n]*\n?", "", text)
 
 
 def _run(pipes: Sequence[Connection], words: list[str], cwd: str, environment: dict[str, str], session: bool) -> None:

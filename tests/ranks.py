@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import socket
 from collections.abc import Sequence
@@ -9,7 +11,9 @@ from collections.abc import Sequence
 from tests.job import Job
 from tests.program import Program
 
-_LIMIT = 200.0  # seconds: a hang is a failure
+_LIMIT = 900.0  # seconds: a hang is a failure
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.cycle(range(30_000 + 300 * (_WORKER % 9), 30_300 + 300 * (_WORKER % 9)))
 
 
 class Ranks:
@@ -55,7 +59,9 @@ def run(job: Job, count: int, *words: str, local: int | None = None) -> list[str
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    """One that no other test takes, nor the system for a connection before it is used."""
+    for port in _PORTS:
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports go round")

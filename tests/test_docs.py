@@ -214,7 +214,7 @@ def by_torchrun(words: list[str]) -> None:
     others = [word for word in words if word not in own and not word.startswith("max_steps=")][2:]
     shutil.rmtree("RUN")
     command = ["-m", "torch.distributed.run", *own, "-m", "pretrain", *others, *small(others), "max_steps=2"]
-    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr
     assert "all 2 steps are done" in result.stdout
 

@@ -134,7 +134,7 @@ def death_of_reader(failure: RuntimeError, readers: Sequence[multiprocessing.pro
     torch tells of it wherever the trainer is just then, by these words alone: what fails for another reason while a
     reader happens to be dead keeps its own traceback.
     """
-    if not str(failure).startswith("DataLoader worker"):
+    if "DataLoader worker" not in str(failure):  # in a callback of torch's it stands behind other words
         return None
     codes = [f"exit code {reader.exitcode}" for reader in readers if not reader.is_alive()]
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,32 +17,37 @@ from tests.data.shards import write_shards
 from tests.job import Job
 
 
-def test_speed_leaves_out_what_is_set_aside() -> None:
+def test_speed_leaves_out_what_is_set_aside(skip_seconds: Callable[[float], None]) -> None:
     state = RunState()
     with state.set_aside():
-        time.sleep(0.05)
-    assert 0.05 <= state.aside < 0.5
+        skip_seconds(1000)
+    assert 1000 <= state.aside < 1900
 
 
-def test_what_a_gpu_has_yet_to_do_is_not_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_gpu_has_yet_to_do_is_not_set_aside(
+    monkeypatch: pytest.MonkeyPatch, skip_seconds: Callable[[float], None]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    queued = [0.2]  # seconds
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: time.sleep(queued.pop()))
+    queued = [1000.0]  # seconds
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: skip_seconds(queued.pop()))
     state = RunState()
     with state.set_aside():
         assert queued == []
-    assert state.aside < 0.1
+    assert state.aside < 900
 
 
-def test_throughput_counts_images_and_waiting(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_counts_images_and_waiting(
+    job: Job, monkeypatch: pytest.MonkeyPatch, skip_seconds: Callable[[float], None]
+) -> None:
     from pretrain.trainer.module import PretrainModule
 
     illustrate = PretrainModule.illustrate
-    monkeypatch.setattr(PretrainModule, "illustrate", lambda self, batch: (time.sleep(0.4), illustrate(self, batch))[1])
+    slow = lambda self, batch: (skip_seconds(1000), illustrate(self, batch))[1]  # noqa: E731
+    monkeypatch.setattr(PretrainModule, "illustrate", slow)
     job.run("callback.log.every_steps=4", "callback.pictures.every_steps=2")
     for row in job.rows():
         assert 0 <= row["data_wait"] <= 1
-        assert row["images_per_second"] > 8 * 4 / 0.8  # with the pictures' time it would be below
+        assert row["images_per_second"] > 8 * 4 / 900  # with the pictures' time it would be below
         assert 0.01 < row["peak_memory_gb"] < 50
 
 

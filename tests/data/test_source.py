@@ -54,7 +54,6 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """(address, handler) of a server of one shard."""
     monkeypatch.setattr(patience, "PAUSE", 0.01)
-    monkeypatch.setattr(patience, "TIMEOUT", 0.5)
     write_shards(tmp_path / "served", [3])
     with serving(tmp_path / "served") as both:
         yield both
@@ -90,7 +89,10 @@ def test_http_failures_end_with_the_address_and_the_reason(
     server, handler = served
     if attempts > 1:
         monkeypatch.setattr(patience, "ATTEMPTS", attempts)
-    monkeypatch.setattr(patience, "TIMEOUT", 0.2)
+    if mode == "stall":
+        monkeypatch.setattr(patience, "TIMEOUT", 0.5)
+    elif message == "bytes came in":
+        monkeypatch.setattr(patience, "allowed", lambda size: 0.5)
     url = f"{server}/{mode}/s-000000.tar"
     with pytest.raises(UserError, match=f"{mode}/s-000000.tar.*{message}"):
         open_index([url], str(tmp_path / "i"))
@@ -215,7 +217,11 @@ def test_pipes_are_read_once_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "ran\n" * 2  # to index it, and to read it
 
 
-FAILING = [("exit 3", "exit code 3"), ("sleep 5", "wrote nothing for"), ("exec >&-; sleep 5", "closed its output, but")]
+FAILING = [
+    ("exit 3", "exit code 3"),
+    ("sleep 60", "wrote nothing for"),
+    ("exec >&-; sleep 60", "closed its output, but"),
+]
 
 
 @pytest.mark.parametrize(("command", "message"), FAILING)
@@ -223,7 +229,9 @@ def test_failing_pipes_end_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:
     monkeypatch.setattr(patience, "PAUSE", 0.01)
-    monkeypatch.setattr(patience, "TIMEOUT", 0.3)
+    if command != "exit 3":
+        monkeypatch.setattr(patience, "TIMEOUT", 2.0)
+        monkeypatch.setattr(patience, "ATTEMPTS", 1)
     with pytest.raises(UserError, match=message):
         open_index([f"pipe:{command}"], str(tmp_path / "i"))
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -161,15 +162,31 @@ def test_a_second_set_joins_the_index_of_the_first(tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == ["train-000000.tar", "val-000000.tar"]
 
 
+# The script, which hangs when it comes to the fifth shard's first image.
+HANGS = """
+    import runpy, sys, time
+    from pretrain.data import write
+    whole = write._write_tar
+    def held(path, keys, load):
+        hangs = path.name >= "train-000004"
+        whole(path, keys, lambda item: (time.sleep(6000 * hangs), load(item))[1])
+    write._write_tar = held
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_killed_it_leaves_no_shard_that_looks_whole_and_goes_on(tmp_path: Path) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
-    for number in range(40):  # large enough to be caught in the middle
-        Image.effect_noise((600, 600), 80).save(images / f"{number}.png")
-    command = [sys.executable, str(FOLDER / "make_shards.py"), f"images={images}", f"out={out}", "samples_per_shard=5"]
+    for number in range(40):
+        Image.effect_noise((60, 60), 80).save(images / f"{number}.png")
+    words = [f"images={images}", f"out={out}", "samples_per_shard=5"]
+    command = [sys.executable, "-c", textwrap.dedent(HANGS), str(FOLDER / "make_shards.py"), *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(out.glob(".train-*.tar.tmp")):
-        time.sleep(0.0005)
+    while not list(out.glob(".train-*4.tar.tmp")):
+        assert process.poll() is None
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     whole = sorted(out.glob("train-*.tar"))
@@ -178,7 +195,7 @@ def test_killed_it_leaves_no_shard_that_looks_whole_and_goes_on(tmp_path: Path) 
     assert all(len(read([path])) == 5 for path in whole)
     if whole:  # another call is no continuation
         assert make_shards(f"images={images}", f"out={out}", "samples_per_shard=4").returncode == 1
-    result = make_shards(*command[2:])
+    result = make_shards(*words)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["index.json", *(f"train-{number:06d}.tar{end}" for number in range(8) for end in ("", ".idx"))]

@@ -63,6 +63,16 @@ class Submitted(Job):
         """Until the journal has it."""
         self._wait(lambda: bool(self.rows()) and self.rows()[-1]["step"] >= step, f"step {step}")
 
+    def wait_for_requeue(self, times: int = 1) -> None:
+        """Until it waits to be started again, or has been already."""
+
+        def requeued() -> bool:
+            facts = self.facts
+            again = facts["JobState"] == "RUNNING" and int(facts["Restarts"]) >= times
+            return facts["JobState"] == "PENDING" or again
+
+        self._wait(requeued, f"requeue {times}")
+
     def wait_for_state(self, *states: str) -> None:
         self._wait(lambda: self.facts["JobState"] in states, " or ".join(states))
 
@@ -75,6 +85,6 @@ class Submitted(Job):
             return False
 
         try:
-            self.cluster.wait(look, 300, what)
+            self.cluster.wait(look, 900, what)
         except TimeoutError as late:
             raise AssertionError(f"{late}\n{self.facts}\n{self.log}") from None

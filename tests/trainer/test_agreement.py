@@ -88,7 +88,7 @@ def test_time_is_rank_0s_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch)
 def test_a_sweep_by_ranks_that_can_meet_but_once_is_refused(job: Job) -> None:
     places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     program = Program(["--multirun", *job.overrides("base_lr=1e-3,1e-4")], job.tmp, os.environ | places)
-    said = "".join(program.communicate(60))
+    said = "".join(program.communicate())
     assert program.returncode == 1
     assert said.startswith("--multirun: torchrun started 2 processes")
     assert not job.out.exists()

@@ -9,6 +9,7 @@ import math
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from pretrain import build
 from pretrain.overrides import composed
 from pretrain.records import UserError
-from pretrain.trainer import checkpoint
+from pretrain.trainer import checkpoint, clock
 from pretrain.trainer.lifecycle import Stop
 from tests.data.shards import image_bytes, write_shards, write_tar
 from tests.job import Job
@@ -339,15 +340,25 @@ def test_checkpoints_by_time(job: Job) -> None:
     ]
 
 
-def test_max_minutes_decides_end_and_schedule_over_restarts(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+def test_max_minutes_decides_end_and_schedule_over_restarts(
+    job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, advance = [0.0], clock.Clock.advance
+
+    def later(self: clock.Clock) -> None:
+        now[0] += 0.03
+        advance(self)
+
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(clock.Clock, "advance", later)
     minutes = ["max_steps=null", "max_minutes=0.02", "warmup_epochs=10"]
     with caplog.at_level(logging.INFO):
         first = job.run(*minutes, "stop_after_steps=5")
     assert "not bit-reproducible" in caplog.text
-    assert 0 < first.state.seconds < 1.2
+    assert first.state.seconds == pytest.approx(0.15)
     second = job.run(*minutes)
     assert second.state.stopping == "max_minutes=0.02 are over"
-    assert 1.2 <= second.state.seconds < 3
+    assert second.state.seconds == pytest.approx(1.2, abs=0.031)
     rates = [row["lr"] for row in job.rows()]
     seconds = [0.0, *(row["seconds"] for row in job.rows())]
     peak = 1.5e-3 * 8 / 256
