@@ -137,9 +137,7 @@ def test_a_build_that_is_killed_goes_on_where_it_stopped(many: Many, tmp_path: P
     first = log.read_text().split()
     again = build(Path(urls[0]).parent, cache, log)
     go(again)
-    assert (
-        again.communicate(timeout=300)[0] == f"{digest}\n"
-    )  # a claim is void when its process has died, not by its age alone
+    assert again.communicate(timeout=300)[0] == f"{digest}\n"  # a claim whose process has died is void at once
     second = log.read_text().split()[len(first) :]
     assert len(second) == 60 - len(whole)
     assert {path.name: path.read_bytes() for path in cache.glob("*.idx")} == expected
