@@ -108,9 +108,11 @@ def run(cfg: DictConfig) -> None:
         one = build.run_of(cfg)
         one.fit()
     except ToldError:
-        sys.exit(1)  # rank 0 has said why
+        _let_rank_0_speak()
+        sys.exit(1)
     except UnsavedError as failure:
-        print(f"rank {rank}: {failure}" if rank else str(failure), file=sys.stderr, flush=True)
+        if not rank:
+            print(failure, file=sys.stderr, flush=True)
         asked = one.stop.signal if job.id else None
         sys.exit(1 if asked is None else job.leave(asked))  # a Slurm job goes on from the one before
     except UserError as mistake:
@@ -118,8 +120,12 @@ def run(cfg: DictConfig) -> None:
     except RuntimeError as failure:
         sentence = death_of_reader(failure) or lost_peers(failure)
         if sentence is None:
+            _say_whose(rank)
             raise
         sys.exit(f"rank {rank}: {sentence}" if rank else sentence)
+    except Exception:
+        _say_whose(rank)
+        raise
     if one.stop.signal is not None and not one.clock.end:
         sys.exit(job.leave(one.stop.signal))
     if one.state.alarm:
@@ -148,6 +154,12 @@ def _speak_as(rank: int) -> None:
     logging.getLogger().setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
+
+
+def _say_whose(rank: int) -> None:
+    """Whose the traceback is that follows."""
+    if rank:
+        print(f"rank {rank}:", file=sys.stderr, flush=True)
 
 
 def _world() -> World:
@@ -207,12 +219,17 @@ def _refuse(sentences: str) -> NoReturn:
     """Leaves with what is wrong. Rank 0 says it first: mostly it is wrong for all, and who started them ends the others
     when one has left."""
     if rank := _world().rank:
-        for number in slurm.ASKS:
-            signal.signal(number, lambda *_: os._exit(1))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, slurm.ASKS)
-        time.sleep(_RANK_0_FIRST)
+        _let_rank_0_speak()
         sentences = f"rank {rank}: {sentences}"
     sys.exit(sentences)
+
+
+def _let_rank_0_speak() -> None:
+    """Waits a little, in which who started the ranks may end this one."""
+    for number in slurm.ASKS:
+        signal.signal(number, lambda *_: os._exit(1))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, slurm.ASKS)
+    time.sleep(_RANK_0_FIRST)
 
 
 def _leave_with_usage(code: int) -> None:

@@ -67,6 +67,8 @@ class Fresh:
         return self._process.poll()
 
     def kill(self) -> None:
+        if self._process.poll() is not None:
+            return
         processes = [self._process.pid, *_descendants(self._process.pid)]  # ranks have sessions of their own
         for pid in processes:
             with contextlib.suppress(ProcessLookupError):

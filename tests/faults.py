@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pretrain.callback.step import Context
 
-Kind = Literal["broken", "killed", "reader", "raises", "hangs", "full", "killed_saving"]
+Kind = Literal["broken", "killed", "reader", "raises", "hangs", "full", "killed_saving", "raises_saving"]
 
 
 class Fault(Callback):
@@ -24,7 +24,8 @@ class Fault(Callback):
     Args:
         context: of the run.
         kind: `broken` images, of nan; the process `killed`; its `reader` killed; an exception `raises`; it `hangs`;
-            no file may grow beyond 2 kB, as on a `full` disk; it is `killed_saving`, in the middle of its next file.
+            no file may grow beyond 2 kB, as on a `full` disk; it is `killed_saving`, in the middle of its next file;
+            an exception raises while files take two seconds to be written, `raises_saving`.
         rank: which one.
         step: the steps done before, the first that it is for.
         count: of steps.
@@ -35,6 +36,9 @@ class Fault(Callback):
         self.kind = kind
         self.rank = rank
         self.steps = range(step, step + count)
+        if kind == "raises_saving" and context.rank == rank:
+            write = torch.save
+            torch.save = lambda *words: (time.sleep(2), write(*words))[1]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.context.rank != self.rank or self.context.state.step not in self.steps:
@@ -47,7 +51,7 @@ class Fault(Callback):
         elif self.kind == "reader":
             for reader in multiprocessing.active_children():
                 os.kill(reader.pid or 0, signal.SIGKILL)
-        elif self.kind == "raises":
+        elif self.kind in ("raises", "raises_saving"):
             raise ZeroDivisionError("planted")
         elif self.kind == "full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,26 @@ def test_whatever_differs_is_named(two: tuple[Path, Path]) -> None:
     rows[2]["loss"] += 1e-7
     journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert proof.first_difference(one, other).startswith("step 3: the loss is ")
+
+
+def test_all_that_a_run_has_started_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks, too, which have sessions of their own."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\nsetsid sleep 1000 &\necho $$ $! > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pids\nwait\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    run = proof.Fresh(["max_steps=1"], tmp_path / "log")
+    while not (tmp_path / "pids").exists():
+        assert run.poll() is None
+        time.sleep(0.01)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert all(map(proof._runs, pids))
+    run.kill()
+    assert not any(map(proof._runs, pids))
+    assert run.poll() == -signal.SIGKILL
+    run.kill()  # of one that has ended nothing is killed, whose number may be another's by now
 
 
 def test_the_script_ends_with_one_word(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import atexit
 import ctypes
 import multiprocessing
 import multiprocessing.process
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -134,11 +135,12 @@ def death_of_reader(failure: RuntimeError, readers: Sequence[multiprocessing.pro
     torch tells of it wherever the trainer is just then, by these words alone: what fails for another reason while a
     reader happens to be dead keeps its own traceback.
     """
-    if "DataLoader worker" not in str(failure):  # in a callback of torch's it stands behind other words
+    said = re.search(r"DataLoader worker[^.\n]*", str(failure))  # in a callback of torch's among other words
+    if said is None:
         return None
     codes = [f"exit code {reader.exitcode}" for reader in readers if not reader.is_alive()]
     return (
-        f"the reader process died ({(codes or [str(failure).strip()])[0]}). If the machine ran out of memory, lower "
+        f"the reader process died ({(codes or [said[0].strip()])[0]}). If the machine ran out of memory, lower "
         "data.shuffle.window, data.shuffle.streams or data.prefetch; else start again by the same command"
     )
 

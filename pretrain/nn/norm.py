@@ -14,6 +14,9 @@ class LayerNorm(nn.LayerNorm):
     itself; a CPU would refuse them.
     """
 
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__(dim, eps=eps)
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., D]."""
         dtype = torch.promote_types(x.dtype, self.weight.dtype)

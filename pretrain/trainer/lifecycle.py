@@ -69,8 +69,10 @@ class Stop(Callback):
             self.clock.start()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._asked is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C means now
+        if self._asked is not None and number == signal.SIGINT:  # the second Ctrl-C means now
+            if self.team.size == 1:
+                raise KeyboardInterrupt
+            os._exit(128 + number)  # at once, or ranks would take each other for lost
         first, self._asked = self._asked is None, signal.Signals(number)
         advice = ". Ctrl-C again ends it at once, without saving" if number == signal.SIGINT else ""
         if first and self.team.leads:
@@ -203,6 +205,11 @@ class Save(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._settle()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What is being written is there before the process leaves, which waits for no thread."""
         if self._thread is not None:
             self._thread.shutdown()
 

@@ -25,6 +25,7 @@ from pretrain.world import World
 T = TypeVar("T")
 
 _LAST_WORD = 3.0  # seconds
+_SHOWN = 300  # characters of a library's message
 _FILES = 65_536  # that a rank may have open, if the system lets it
 
 
@@ -197,6 +198,8 @@ def lost_peers(failure: RuntimeError) -> str | None:
     else:
         return None
     time.sleep(_LAST_WORD)
+    if "NCCL" not in said:  # which tells more further on
+        said = said.partition(" At: ")[0][:_SHOWN]  # a callback's failure comes with the stack of Python
     return f"{reason} ({said}). The same command goes on from the last checkpoint"
 
 

@@ -81,6 +81,16 @@ def test_a_rank_that_dies_takes_the_others_along(job: Job, kind: str, words: lis
         assert "Traceback" not in own
 
 
+def test_what_is_being_written_when_a_rank_fails_is_there_afterwards(job: Job) -> None:
+    words = ["trainer=fsdp", "checkpoint.every_steps=4", "max_steps=1000", *planted("raises_saving", rank=1, step=4)]
+    other = ranks.Ranks(job, 2, *words)
+    said = other.finish()
+    assert other.codes == [1, 1], said
+    assert checkpoint.newest(job.out / "checkpoints") == job.out / "checkpoints/step_00000004"
+    assert "rank 1:\n" in said[1]
+    assert "ZeroDivisionError: planted" in said[1]
+
+
 def test_what_kills_a_rank_is_said_by_itself(job: Job) -> None:
     """By the launcher where it cannot: one command starts two ranks and ends with the first failure's code."""
     words = job.overrides("trainer=ddp", "accelerator=cpu", "devices=2", "max_steps=1000", *planted("killed", 1, 3))

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from pretrain.trainer import checkpoint
+from tests import ranks
 from tests.job import Job
 from tests.program import Program
 from tests.trainer.test_run import same, weights
@@ -108,5 +109,19 @@ def test_a_second_ctrl_c_ends_at_once(job: Job) -> None:
     process.send(signal.SIGINT)
     time.sleep(0.1)
     process.send(signal.SIGINT)
-    process.communicate(timeout=600)
+    process.communicate()
     assert process.returncode != 0
+
+
+def test_a_second_ctrl_c_ends_all_ranks_and_none_takes_another_for_lost(job: Job) -> None:
+    slow = {"_target_": "tests.slurm.pace.Slow", "_partial_": "true", "after": 3, "seconds": 10}
+    words = ["allow_targets=[tests]", *(f"+callback.slow.{name}={value}" for name, value in slow.items())]
+    other = ranks.Ranks(job, 2, "trainer=ddp", *words)
+    wait_for_rows(job, 2, other.programs[0])
+    for _ in range(2):
+        for program in other.programs:
+            program.send(signal.SIGINT)
+        time.sleep(0.1)
+    said = other.finish()
+    assert other.codes == [130, 130], said
+    assert "gone" not in "".join(said)

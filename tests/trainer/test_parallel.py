@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -90,6 +91,16 @@ def test_a_sum_that_fails_is_a_failure(monkeypatch: pytest.MonkeyPatch, fails: b
             ddp._each_by_itself(None, bucket).wait()
     else:
         assert torch.equal(ddp._each_by_itself(None, bucket).wait(), torch.full((5,), 1.5))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_ddp_on_gpus_keeps_its_buckets_where_a_run_is_to_be_repeated(deterministic: bool) -> None:
+    """It lays them out anew after the first step of a process, but not where it looks for unused parameters."""
+    hardware = Hardware("ddp", "cpu", deterministic=deterministic)
+    hardware.accelerator = "gpu"  # of which there is none
+    strategy = hardware._strategy(SimpleNamespace(rests=False))  # type: ignore[arg-type]
+    assert type(strategy) is DDPStrategy
+    assert strategy._ddp_kwargs["find_unused_parameters"] is deterministic
 
 
 def test_what_is_asked_for_is_taken() -> None:
