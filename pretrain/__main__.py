@@ -59,8 +59,8 @@ def main() -> None:
 
 
 def _end(end: SystemExit) -> NoReturn:
-    """Leaves at once if this is one rank of several: its vigil may still wait for a word of another rank, and Python's
-    own end would abort a thread that does."""
+    """Leaves at once if this is one rank of several: its failure detector may still wait for a word of another, and
+    Python's own end would abort a thread that does."""
     if _world().size == 1:
         raise end
     if isinstance(end.code, str):

@@ -27,6 +27,7 @@ from pretrain.probe.features import pooled
 from pretrain.records import Batch, RunState, UserError
 from pretrain.trainer import checkpoint, weights
 from pretrain.trainer.clock import Clock
+from pretrain.trainer.failure_detector import FailureDetector
 from pretrain.trainer.feed import Feed
 from pretrain.trainer.incident import Incidents, Origin
 from pretrain.trainer.lifecycle import Save, Stop
@@ -34,7 +35,6 @@ from pretrain.trainer.module import PretrainModule
 from pretrain.trainer.parallel import Hardware, quieten
 from pretrain.trainer.run_folder import RunFolder
 from pretrain.trainer.team import Team, code_version
-from pretrain.trainer.vigil import Vigil
 from pretrain.view.color import Prepare
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Run:
     feed: Feed
     data: ShardData
     team: Team
-    vigil: Vigil
+    detector: FailureDetector
 
     def fit(self) -> None:
         """Trains until the run's end or a signal; what is worth keeping is in the run's folder."""
@@ -67,7 +67,7 @@ class Run:
             else:
                 self._train()
                 log.info("%s: step %d, %s", self.folder.path, self.state.step, self.state.stopping)
-            self.vigil.end()
+            self.detector.end()
             self.team.leave()
         finally:
             self.stop.restore()
@@ -102,7 +102,7 @@ def run_of(cfg: DictConfig) -> Run:
     sizes = plan(cfg, data.num_samples, hardware.world_size, data.training.shares)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     team = hardware.join()
-    vigil = Vigil(team)
+    detector = FailureDetector(team)
     facts = {"the code": code_version(), "the configuration": plain, "the precision": hardware.precision}
     team.agree(secret.recorded(facts | {"the shards": data.identity()}))
     identity = secret.recorded({key: plain[key] for key in _IDENTITY} | {"data": data.identity()})
@@ -181,7 +181,7 @@ def run_of(cfg: DictConfig) -> Run:
     for note in (*objective.trained_encoder.notes, *advice):
         log.warning("%s", note)
     batches = data.batches(cfg.seed, state.samples_seen, sizes.micro_batch, objective.views, team.rank, team.size)
-    return Run(folder, state, clock, stop, module, trainer, Feed(batches, state), data, team, vigil)
+    return Run(folder, state, clock, stop, module, trainer, Feed(batches, state), data, team, detector)
 
 
 def _refuse_optimizer(cfg: DictConfig) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from pretrain.trainer.failure_detector import FailureDetector
 from pretrain.trainer.team import Team
-from pretrain.trainer.vigil import Vigil
 from pretrain.world import World
 
 
@@ -18,14 +18,14 @@ def _rank(rank: int, count: int, gone: int | None, folder: str) -> None:
     error = os.open(f"{folder}/{rank}.txt", os.O_CREAT | os.O_WRONLY)
     os.dup2(error, 2)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
-    vigil = Vigil(Team(World(rank, count)), grace=0.1)
+    detector = FailureDetector(Team(World(rank, count)), grace=0.1)
     if rank == gone:
         time.sleep(0.5)
         os._exit(7)
     if gone is not None:
         time.sleep(100)  # as in a kernel that waits for all
     time.sleep(0.2 * rank)
-    vigil.end()
+    detector.end()
     dist.destroy_process_group()
 
 

@@ -24,7 +24,7 @@ _GOODBYE = -1
 _LAST_WORD = 10.0  # seconds
 
 
-class Vigil:
+class FailureDetector:
     """From its making on, until `end`. All ranks make it together.
 
     Args:
@@ -37,7 +37,7 @@ class Vigil:
         self._thread: threading.Thread | None = None
         if team.size > 1:
             self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(minutes=team.minutes))
-            self._thread = threading.Thread(target=self._watch, name="vigil", daemon=True)
+            self._thread = threading.Thread(target=self._watch, name="detector", daemon=True)
             self._thread.start()
 
     def end(self) -> None:
