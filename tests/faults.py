@@ -43,6 +43,10 @@ class Fault(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.context.rank != self.rank or self.context.state.step not in self.steps:
             return
+        if self.kind in ("full", "killed_saving"):  # the checkpoint before, which may be under way, is not meant
+            before = self.context.folder / f"checkpoints/step_{self.context.state.step - 1:08d}/COMPLETE"
+            while not before.exists():
+                time.sleep(0.01)
         if self.kind == "broken":
             for view in batch.views:
                 view.fill_(math.nan)

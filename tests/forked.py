@@ -43,7 +43,7 @@ class Forked:
         for program in self.programs:
             if program.returncode is None:
                 program.kill()
-        said = ["".join(program.communicate(60)) for program in self.programs]
+        said = ["".join(program.communicate()) for program in self.programs]
         with open(self.log, "a", encoding="utf-8") as file:
             file.write("".join(said))
 

@@ -88,6 +88,6 @@ def test_a_full_disk_does_not_keep_it_from_ending_the_run(
     monkeypatch.setattr(watchdog, "_OTHERS", 0.05)
     (tmp_path / "stacks").write_text("a file where the folder should be")
     watchdog_of(tmp_path)._bark(700.0)
-    assert done.wait(10)
+    assert done.wait(120)
     assert codes == [EXIT_CODE]
     assert "test_watchdog.py" in capfd.readouterr().err  # the stacks

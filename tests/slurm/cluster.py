@@ -58,7 +58,7 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 # everything soon
 SchedulerParameters=sched_interval=1,bf_interval=2
-SlurmdTimeout=10
+SlurmdTimeout=30
 KillWait=3
 ReturnToService=2
 JobRequeue=1
@@ -122,7 +122,7 @@ class Cluster:
             self.call("slurmctld")
         for node in NODES:
             self.revive(node)
-        self.wait(lambda: set(self.states()) == {"idle"}, 60, "idle nodes")
+        self.wait(lambda: set(self.states()) == {"idle"}, 300, "idle nodes")
 
     def down(self) -> None:
         """Ends everything, jobs included. The folder stays: there are the logs."""
@@ -147,7 +147,7 @@ class Cluster:
         path = f"{os.environ.get('PATH', '')}:/usr/sbin"
         environment = os.environ | {"PATH": path, "SLURM_CONF": str(self.conf)} | extra
         options: dict[str, Any] = {"cwd": folder, "env": environment, "stdin": subprocess.DEVNULL}
-        process = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, **options)
+        process = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, **options)
         if process.returncode:
             raise RuntimeError(f"{' '.join(words)}: {process.stderr.strip() or process.returncode}")
         return process.stdout.strip()

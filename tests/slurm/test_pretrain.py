@@ -72,8 +72,7 @@ def at_the_time_limit(job: Submitted) -> None:
     """Its limit is moved so near that Slurm warns it within half a minute, as `--signal` asks for."""
     minutes = 2 + int(job.facts["RunTime"].split(":")[-2])
     job.cluster.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes}")
-    job.wait_for_state("PENDING", "COMPLETING")
-    job.wait_for_state("PENDING")
+    job.wait_for_requeue()
     job.cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
 
 
@@ -81,13 +80,13 @@ def preempted(job: Submitted) -> None:
     """A job of a partition that goes first wants all nodes."""
     words = ("--partition=high", f"-N{len(NODES)}", "--ntasks-per-node=4", "--output=/dev/null", "--wrap=true")
     job.cluster.call("sbatch", *words)
-    job.wait_for_state("PENDING")
+    job.wait_for_requeue()
 
 
 def without_a_node(job: Submitted) -> None:
     """The last of its nodes is gone from one moment to the next; there is another that can take its place."""
     job.cluster.lose(job.cluster.call("scontrol", "show", "hostnames", job.facts["NodeList"]).split()[-1])
-    job.wait_for_state("PENDING")
+    job.wait_for_requeue()
 
 
 def cases() -> Iterator[Any]:
@@ -155,10 +154,10 @@ def test_requeued_twice_it_has_one_folder_and_what_depends_on_it_waits_for_its_e
         job.sbatch("probe.sbatch", "knn", run, *data, "num_workers=0", flags=after),
         job.sbatch("export.sbatch", run, "format=timm", flags=after),
     ]
-    for step in (5, 20):
+    for times, step in enumerate((5, 20), start=1):
         job.wait_for_step(step)
         cluster.call("scancel", "--signal=USR1", job.number)
-        job.wait_for_state("PENDING")
+        job.wait_for_requeue(times)
     assert [cluster.job(other)["JobState"] for other in others] == ["PENDING", "PENDING"]
     job.wait_for_state("COMPLETED")
 

@@ -23,7 +23,7 @@ def _rank(rank: int, count: int, gone: int | None, folder: str) -> None:
         time.sleep(0.5)
         os._exit(7)
     if gone is not None:
-        time.sleep(100)  # as in a kernel that waits for all
+        time.sleep(1000)  # as in a kernel that waits for all
     time.sleep(0.2 * rank)
     detector.end()
     dist.destroy_process_group()
@@ -35,7 +35,7 @@ def ended(folder: Path, count: int, gone: int | None) -> list[int | None]:
     ranks = [forks.Process(target=_rank, args=(rank, count, gone, str(folder))) for rank in range(count)]
     for one in ranks:
         one.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     for one in ranks:
         one.join(max(0.0, deadline - time.monotonic()))
     codes = [one.exitcode for one in ranks]
