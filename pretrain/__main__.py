@@ -104,6 +104,7 @@ def run(cfg: DictConfig) -> None:
         _speak_as(rank)
     job = slurm.Job(os.environ, rank, Path(cfg.output_dir))
     job.listen()
+    one: build.Run | None = None
     try:
         one = build.run_of(cfg)
         one.fit()
@@ -113,15 +114,18 @@ def run(cfg: DictConfig) -> None:
     except UnsavedError as failure:
         if not rank:
             print(failure, file=sys.stderr, flush=True)
-        asked = one.stop.signal if job.id else None
+        asked = one.stop.signal if one and job.id else None
         sys.exit(1 if asked is None else job.leave(asked))  # a Slurm job goes on from the one before
     except UserError as mistake:
         _refuse(str(mistake))
     except RuntimeError as failure:
-        sentence = death_of_reader(failure) or lost_peers(failure)
+        dead = death_of_reader(failure)
+        sentence = dead or lost_peers(failure)
         if sentence is None:
             _say_whose(rank)
             raise
+        if one and one.stop.asked == signal.SIGINT and not dead:  # Ctrl-C was said twice, and that rank heard it sooner
+            sys.exit(128 + signal.SIGINT)
         sys.exit(f"rank {rank}: {sentence}" if rank else sentence)
     except Exception:
         _say_whose(rank)

@@ -69,7 +69,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     while None in [one.poll() for one in ranks]:  # all of them: polling is what notices an end
         failed = [(one.returncode, rank) for rank, one in enumerate(ranks) if one.returncode]
         if failed and deadline is None:
-            code, rank = min(failed)  # a signal, if there is one: others fail since that rank is gone
+            # one that a signal killed, if there is one: others fail since it is gone
+            code, rank = min(failed, key=lambda one: (one[0] >= 0, one[1]))
             deadline = time.monotonic() + _FAREWELL
             if code < 0:  # it could not say so itself
                 sys.stderr.write(f"rank {rank} was killed by {signal.Signals(-code).name}: the run ends\n")

@@ -53,7 +53,7 @@ class Stop(Callback):
         self.team = team
         self.is_due = is_due
         self.signal: signal.Signals | None = None  # of any rank, once all know of it
-        self._asked: signal.Signals | None = None  # of this rank
+        self.asked: signal.Signals | None = None  # of this rank
         self._answers: Callable[[], list[float]] | None = None
         self._told_due = False  # at the last step: what comes of it is not seen before the next one is done
         self._handlers: dict[signal.Signals, Any] = {}
@@ -69,14 +69,14 @@ class Stop(Callback):
             self.clock.start()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._asked is not None and number == signal.SIGINT:  # the second Ctrl-C means now
+        if self.asked is not None and number == signal.SIGINT:  # the second Ctrl-C means now
             if self.team.size == 1:
                 raise KeyboardInterrupt
             os._exit(128 + number)  # at once, or ranks would take each other for lost
-        first, self._asked = self._asked is None, signal.Signals(number)
+        first, self.asked = self.asked is None, signal.Signals(number)
         advice = ". Ctrl-C again ends it at once, without saving" if number == signal.SIGINT else ""
         if first and self.team.leads:
-            os.write(2, f"\n{self._asked.name}: the step is finished, then saved{advice}\n".encode())
+            os.write(2, f"\n{self.asked.name}: the step is finished, then saved{advice}\n".encode())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -107,7 +107,7 @@ class Stop(Callback):
         due = leads and not self._told_due and self.is_due()
         self._told_due = due and self.team.size > 1
         mine = [
-            float(self._asked or 0),
+            float(self.asked or 0),
             float(bool(state.asked) and leads),
             float(due),
             self.clock.elapsed if leads else 0.0,

@@ -114,7 +114,7 @@ def test_a_second_ctrl_c_ends_at_once(job: Job) -> None:
 
 
 def test_a_second_ctrl_c_ends_all_ranks_and_none_takes_another_for_lost(job: Job) -> None:
-    slow = {"_target_": "tests.slurm.pace.Slow", "_partial_": "true", "after": 3, "seconds": 10}
+    slow = {"_target_": "tests.slurm.pace.Slow", "_partial_": "true", "after": 3, "seconds": 2}
     words = ["allow_targets=[tests]", *(f"+callback.slow.{name}={value}" for name, value in slow.items())]
     other = ranks.Ranks(job, 2, "trainer=ddp", *words)
     wait_for_rows(job, 2, other.programs[0])
