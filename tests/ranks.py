@@ -13,7 +13,7 @@ from tests.program import Program
 
 _LIMIT = 900.0  # seconds: a hang is a failure
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_PORTS = itertools.cycle(range(30_000 + 300 * (_WORKER % 9), 30_300 + 300 * (_WORKER % 9)))
+_PORTS = itertools.cycle(30_000 + 300 * (_WORKER % 9) + (os.getpid() + number) % 300 for number in range(300))
 
 
 class Ranks:
