@@ -29,8 +29,8 @@ class Watchdog(StepCallback):
 
     Every rank watches itself: when one hangs, all soon do, and each leaves its own stacks. What moves a run is a step
     or a batch of an evaluation; a save, and the first step, may take six times as long, but less than several ranks
-    wait for each other. Time in which the whole process
-    was stopped, as a scheduler does that suspends jobs, does not count.
+    wait for each other. Time in which the whole process was stopped, as a scheduler does that suspends jobs, does not
+    count.
 
     Args:
         context: of the run.

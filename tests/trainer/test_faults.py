@@ -67,14 +67,12 @@ def test_as_many_in_a_row_stop_all_ranks_and_nothing_is_saved(job: Job) -> None:
     ],
 )
 def test_a_rank_that_dies_takes_the_others_along(job: Job, kind: str, words: list[str], sentence: str) -> None:
-    """Within seconds, though a busy machine is allowed five minutes of the 30 that ranks wait for each other, and with
-    its own words.
-    """
+    """Within a minute, far below the 30 that ranks wait for each other, and with its own words."""
     other = ranks.Ranks(job, 2, "trainer=ddp", "max_steps=1000", *words, *planted(kind, rank=1, step=3))  # type: ignore[arg-type]
     own = "".join(other.programs[1].communicate())
     died = time.monotonic()
     said = "".join(other.programs[0].communicate())
-    assert time.monotonic() - died < 300
+    assert time.monotonic() - died < 60
     assert other.codes[0] == 1
     assert sentence in said or "rank 1 is gone, and the run ends" in said
     assert "Traceback" not in said
