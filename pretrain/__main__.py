@@ -36,8 +36,8 @@ def main() -> None:
     slurm.hold()
     import hydra
 
-    from pretrain import hydra_settings, overrides
-    from pretrain.arguments import quote
+    from pretrain.config import hydra_settings, overrides
+    from pretrain.config.arguments import quote
 
     flags = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")]
     if len(sys.argv) == 1 or "--help" in flags or "-h" in flags:
@@ -79,7 +79,8 @@ def run(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from pretrain import build, hydra_settings, launch, secret
+    from pretrain import build, launch
+    from pretrain.config import hydra_settings, secret
     from pretrain.data.loader import death_of_reader
     from pretrain.records import UserError
     from pretrain.trainer.lifecycle import UnsavedError
@@ -141,7 +142,7 @@ def _words(cfg: DictConfig) -> list[str]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from pretrain.arguments import quote
+    from pretrain.config.arguments import quote
 
     composed = HydraConfig.get()
     if composed.mode == RunMode.RUN:
@@ -168,7 +169,7 @@ def _say_whose(rank: int) -> None:
 
 def _world() -> World:
     """This process's place; where that cannot be told, which is refused in its turn, it speaks for itself."""
-    from pretrain.problem import UserError
+    from pretrain.config.problem import UserError
     from pretrain.world import World
 
     try:
@@ -191,7 +192,7 @@ def _mistakes(words: list[str]) -> list[str]:
     """All that is wrong with one job's words, too few images included where an index says how many there are."""
     from omegaconf import OmegaConf
 
-    from pretrain.config import judged
+    from pretrain.config.check import judged
     from pretrain.data.opening import known_size
     from pretrain.plan import too_few
 
@@ -214,7 +215,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 def _leave_if(mistakes: list[str]) -> None:
     if mistakes:
-        from pretrain import secret
+        from pretrain.config import secret
 
         _refuse("\n".join(dict.fromkeys(map(secret.typed, mistakes))))
 
@@ -237,7 +238,7 @@ def _let_rank_0_speak() -> None:
 
 
 def _leave_with_usage(code: int) -> None:
-    from pretrain.overrides import folder
+    from pretrain.config.overrides import folder
 
     recipes = sorted(path.stem for path in (folder() / "experiment").glob("*.yaml"))
     print(f"{(__doc__ or '').strip()}\n\nExperiments: {', '.join(recipes)}")

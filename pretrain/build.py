@@ -15,9 +15,9 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.fsdp import FSDPModule
 
-from pretrain import secret
 from pretrain.assemble import as_exported, instantiate, objective_of
 from pretrain.callback.step import Context
+from pretrain.config import secret
 from pretrain.data.module import ShardData
 from pretrain.data.report import BadSamples, write_report
 from pretrain.nn.attention import kernel_for

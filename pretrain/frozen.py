@@ -14,8 +14,9 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from pretrain import config, secret
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
+from pretrain.config import secret
+from pretrain.config.check import check_nodes
 from pretrain.data import label
 from pretrain.data.index import Index
 from pretrain.data.label import Labels
@@ -209,7 +210,7 @@ def load(
     if weights == "student":
         raise UserError(f"checkpoint={path}: an export holds one encoder; weights=student needs the run's folder")
     view = {"_target_": "pretrain.view.spec.ViewSpec"} | card.view
-    _refuse(f"checkpoint={path}", config.check_nodes({"encoder": card.encoder, "view": view}, allow_targets))
+    _refuse(f"checkpoint={path}", check_nodes({"encoder": card.encoder, "view": view}, allow_targets))
     encoder, card, _ = after_pretraining(instantiate(card.encoder), card)
     if weights == "trained":
         encoder.load_state_dict(state)
@@ -254,7 +255,7 @@ def configured(path: Path, asked: str, allow_targets: Sequence[str] = ()) -> tup
     """
     plain: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True)
     nodes = {key: plain[key] for key in ("encoder", "objective")}
-    _refuse(asked, config.check_nodes(nodes, allow_targets))
+    _refuse(asked, check_nodes(nodes, allow_targets))
     return plain, materialise(objective_of(OmegaConf.create(plain)), plain["seed"])  # what was checked, nothing else
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from pretrain.problem import Problem as Problem
-from pretrain.problem import UserError as UserError
-from pretrain.problem import refuse as refuse
+from pretrain.config.problem import Problem as Problem
+from pretrain.config.problem import UserError as UserError
+from pretrain.config.problem import refuse as refuse
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pretrain import secret
+from pretrain.config import secret
 from pretrain.data.loader import Loader
 from pretrain.data.opening import NamedPatterns, Patterns, open_training
 from pretrain.data.order import Shuffle

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pretrain.problem import UserError
+from pretrain.config.problem import UserError
 
 _PORTS = range(10_000, 30_000)  # where the ranks of a Slurm job meet, unless MASTER_PORT says otherwise
 

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.arguments import script_with_overrides
 from pretrain.assemble import instantiate, objective_of
-from pretrain.config import composed_without_data
+from pretrain.config.arguments import script_with_overrides
+from pretrain.config.check import composed_without_data
 from pretrain.records import Batch, UserError
 from pretrain.view import color
 from pretrain.view.color import Prepare

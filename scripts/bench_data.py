@@ -31,7 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from baselines import Work, by_pillow, imagefolder, official_dino, official_mae, webdataset_loader
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.data.index import Index
 from pretrain.data.module import ShardData
 from pretrain.data.opening import open_shards

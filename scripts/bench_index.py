@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import webdataset
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.data import crew, listing
 from pretrain.data.index import open_index, write_index
 from pretrain.data.sidecar import scan

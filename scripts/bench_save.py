@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from pretrain.arguments import script_with_overrides
 from pretrain.assemble import materialise, objective_of
-from pretrain.config import composed_without_data
+from pretrain.config.arguments import script_with_overrides
+from pretrain.config.check import composed_without_data
 from pretrain.files import replace_file
 from pretrain.trainer import checkpoint, pieces
 from pretrain.trainer.team import Team

@@ -28,7 +28,7 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.data.opening import open_shards
 from pretrain.data.sample import IMAGES
 from pretrain.data.source import Reader

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.data import source
 from pretrain.data.index import Index
 from pretrain.data.opening import open_shards

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from pretrain.arguments import script_with_overrides
 from pretrain.assemble import instantiate, materialise, objective_of
-from pretrain.config import composed_without_data
+from pretrain.config.arguments import script_with_overrides
+from pretrain.config.check import composed_without_data
 from pretrain.records import Batch, Progress, UserError
 
 Step = Callable[[Tensor], Tensor]  # normalised images [B, 3, H, W] → loss

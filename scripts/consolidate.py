@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.files import replace_folder
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint

@@ -15,7 +15,7 @@ from typing import Literal, cast
 
 from torch import nn
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.frozen import load
 from pretrain.interop import export
 from pretrain.records import UserError

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from pretrain.arguments import script_with_overrides
 from pretrain.assemble import objective_of
-from pretrain.config import composed_without_data
+from pretrain.config.arguments import script_with_overrides
+from pretrain.config.check import composed_without_data
 from pretrain.plan import cost, empty_batch, masking
 from pretrain.records import UserError
 

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from pretrain.arguments import script_with_overrides
 from pretrain.assemble import instantiate
-from pretrain.config import composed_without_data
+from pretrain.config.arguments import script_with_overrides
+from pretrain.config.check import composed_without_data
 from pretrain.encoder.encoder import Encoder
 from pretrain.interop import export, foreign
 from pretrain.interop.card import Card

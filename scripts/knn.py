@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.frozen import ProbeArguments, load, open_probe_data
 from pretrain.probe import knn
 from pretrain.records import UserError

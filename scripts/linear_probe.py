@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor
 from tqdm import tqdm
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.data.index import Index
 from pretrain.frozen import Frozen, ProbeArguments, default_device, load, open_probe_data
 from pretrain.probe import linear, paper

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.data.digits import scene
 from pretrain.data.write import write_sets
 from pretrain.files import replace_file

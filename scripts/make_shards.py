@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.data import imagenet
 from pretrain.data.gather import Gathered, Picture, gather
 from pretrain.data.label import CLASSES, read_classes

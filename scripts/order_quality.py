@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.windows import neighbours
 from pretrain.records import UserError

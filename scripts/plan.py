@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretrain.arguments import script_with_overrides
 from pretrain.assemble import objective_of
-from pretrain.config import composed_without_data
+from pretrain.config.arguments import script_with_overrides
+from pretrain.config.check import composed_without_data
 from pretrain.data.opening import known_shares, known_size
 from pretrain.plan import cost, empty_batch, plan
 from pretrain.records import UserError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.replay import Replay, ReplayArguments, report
 
 

@@ -21,9 +21,9 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig
 
-from pretrain.arguments import script_with_overrides
 from pretrain.assemble import objective_of
-from pretrain.config import composed_without_data
+from pretrain.config.arguments import script_with_overrides
+from pretrain.config.check import composed_without_data
 from pretrain.plan import empty_batch
 from pretrain.records import UserError
 from pretrain.scaling.cluster import Cluster

@@ -27,7 +27,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from pretrain.arguments import script
+from pretrain.config.arguments import script
 from pretrain.data import skip, source
 from pretrain.data.index import Index, open_index
 from pretrain.data.opening import Patterns, open_shards

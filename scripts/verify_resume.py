@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain import proof
-from pretrain.arguments import script_with_overrides
-from pretrain.config import mistakes
+from pretrain.config.arguments import script_with_overrides
+from pretrain.config.check import mistakes
 from pretrain.records import UserError
 
 _OURS = ("output_dir", "stop_after_steps", "callback.ledger.enabled", "callback.log.every_steps", "callback.log.wandb")

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from pretrain import build
 from pretrain.callback.journal import read_rows
-from pretrain.config import check
-from pretrain.overrides import composed
+from pretrain.config.check import check
+from pretrain.config.overrides import composed
 from tests.data.shards import write_shards
 from tests.program import Program
 

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["hydra", "pretrain.build", "pretrain.arguments", "tests.warm"])
+FORKS.set_forkserver_preload(["hydra", "pretrain.build", "pretrain.config.arguments", "tests.warm"])
 
 _STARTED: weakref.WeakSet[Program] = weakref.WeakSet()
 

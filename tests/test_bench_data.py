@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pretrain.assemble import objective_of
-from pretrain.overrides import composed
+from pretrain.config.overrides import composed
 from pretrain.view import crop
 from tests.scripts import loaded
 

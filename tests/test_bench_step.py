@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pretrain.assemble import objective_of
-from pretrain.overrides import composed
+from pretrain.config.overrides import composed
 from tests.scripts import loaded, run_script
 
 HIERA = ["img_size=32", "embed_dim=8", "stages=[1,1,1,1]", "patch_kernel=3", "patch_stride=1", "patch_padding=1"]

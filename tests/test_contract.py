@@ -12,10 +12,10 @@ import torch
 from omegaconf import DictConfig
 
 from pretrain.assemble import instantiate, materialise, objective_of
+from pretrain.config.overrides import composed, folder
 from pretrain.encoder.encoder import Encoder
 from pretrain.objective.objective import Objective
 from pretrain.optim.groups import decay_groups
-from pretrain.overrides import composed, folder
 from pretrain.plan import cost
 from pretrain.records import Batch, Progress, Randomness, UserError
 

@@ -17,10 +17,10 @@ from sklearn import datasets
 from sklearn.utils import Bunch
 
 from pretrain import build, proof
-from pretrain.arguments import quote
 from pretrain.assemble import instantiate
-from pretrain.config import mistakes
-from pretrain.overrides import composed
+from pretrain.config.arguments import quote
+from pretrain.config.check import mistakes
+from pretrain.config.overrides import composed
 from tests.data.shards import image_bytes, write_shards, write_tar
 from tests.data.test_arrays import array_of, npy
 from tests.program import pretrain

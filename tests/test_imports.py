@@ -11,11 +11,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pretrain"
 
 # What any file may import: the records, and what knows libraries alone.
-BOTTOM = {"problem", "secret", "records", "random", "files", "precision", "process", "world"}
+BOTTOM = {"config.problem", "config.secret", "records", "random", "files", "precision", "process", "world"}
 
 ALLOWED = {
-    "problem": set(),
-    "secret": set(),
     "records": set(),
     "random": set(),
     "files": set(),
@@ -23,11 +21,7 @@ ALLOWED = {
     "process": set(),
     "world": set(),
     "launch": set(),
-    "signature": set(),
-    "overrides": set(),
-    "hydra_settings": {"overrides", "signature"},
-    "config": {"hydra_settings", "overrides", "signature"},
-    "arguments": {"config", "overrides", "signature"},
+    "config": set(),
     "optim": set(),
     "nn": set(),
     "view": set(),
@@ -47,8 +41,7 @@ ALLOWED = {
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
     | {"trainer.checkpoint", "trainer.trust", "view"},
     "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "trainer.trust", "view"},
-    "__main__": {"arguments", "build", "config", "data", "hydra_settings", "launch", "overrides", "plan"}
-    | {"trainer.lifecycle", "trainer.slurm", "trainer.team"},
+    "__main__": {"build", "config", "data", "launch", "plan"} | {"trainer.lifecycle", "trainer.slurm", "trainer.team"},
 }
 
 # Named by a `_target_` in a yaml and imported by nobody: a new one is one py, one yaml, one test.
@@ -119,9 +112,7 @@ def test_the_core_imports_no_optional_package() -> None:
 def test_no_configuration_below_build() -> None:
     for path in FILES:
         if path.relative_to(PACKAGE).parts[0] in {
-            "overrides.py",
-            "config.py",
-            "hydra_settings.py",
+            "config",
             "build.py",
             "assemble.py",
             "frozen.py",

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from pretrain.overrides import composed
+from pretrain.config.overrides import composed
 from pretrain.plan import plan
 from pretrain.records import UserError
 from tests.scripts import run_script

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.overrides import composed
+from pretrain.config.overrides import composed
 from pretrain.scaling.table import COLUMNS, dry_rows, row
 from tests.scaling.test_profile import MAE
 from tests.scripts import FOLDER, run_script

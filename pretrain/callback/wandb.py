@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pretrain import secret
+from pretrain.config import secret
 from pretrain.process import spawning
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.problem import Problem, UserError
+from pretrain.config.problem import Problem, UserError
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pretrain.config.problem import UserError
 from pretrain.data.claim import Claims
 from pretrain.data.sidecar import Shard, from_sidecar, scan
 from pretrain.data.source import PLAIN, Access
-from pretrain.problem import UserError
 from pretrain.process import spawning
 
 _THREADS = 8

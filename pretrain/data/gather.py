@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from pretrain.config.problem import UserError
 from pretrain.data.sample import IMAGES
 from pretrain.data.tar import DamagedTarError, Member, members
-from pretrain.problem import UserError
 
 _THREADS = 8
 

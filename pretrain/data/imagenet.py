@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
+from pretrain.config.problem import UserError
 from pretrain.data.gather import Picture
-from pretrain.problem import UserError
 
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", ".")
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"

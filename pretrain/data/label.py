@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pretrain.config.problem import UserError
 from pretrain.data import source
 from pretrain.data.sidecar import Shard
-from pretrain.problem import UserError
 
 CLASSES = "classes.json"  # beside the shards: the name of each class number
 NONE = -1

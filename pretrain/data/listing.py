@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain import secret
+from pretrain.config import secret
 from pretrain.data import source
 from pretrain.data.sidecar import Shard, from_sidecar, modified
 from pretrain.files import replace_file

@@ -23,7 +23,7 @@ from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 from fsspec.registry import known_implementations
 
-from pretrain import secret
+from pretrain.config import secret
 from pretrain.data import patience
 from pretrain.data.patience import RefusedError
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from pretrain import secret
+from pretrain.config import secret
 
 TIMEOUT = 30.0  # seconds without a byte
 LEAST_RATE = 10_000.0  # bytes a second of one read, beyond the first TIMEOUT seconds

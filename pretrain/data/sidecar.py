@@ -17,12 +17,12 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from pretrain import secret
+from pretrain.config import secret
+from pretrain.config.problem import UserError
 from pretrain.data import source
 from pretrain.data.sample import EXTENSIONS, AmbiguousSampleError, Sample, group
 from pretrain.data.tar import DamagedTarError, members
 from pretrain.files import replace_file
-from pretrain.problem import UserError
 
 _MAGIC = b"PRTIDX2\n"
 _START = 1024  # bytes, more than most headers have

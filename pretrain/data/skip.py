@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.config.problem import UserError
 from pretrain.data.sidecar import Shard
 from pretrain.files import replace_file
-from pretrain.problem import UserError
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretrain import secret
+from pretrain.config import secret
 from pretrain.files import replace_file
 
 Kind = Literal["read", "tar", "name", "sample", "image", "unchecked", "label", "index"]

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from pretrain import secret
+from pretrain.config import secret
 from pretrain.data import source
 from pretrain.data.listing import rows_of
 from pretrain.data.sample import EXTENSIONS

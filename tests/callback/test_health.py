@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.config import check
+from pretrain.config.check import check
+from pretrain.config.overrides import composed
 from pretrain.objective.mae import MAE
-from pretrain.overrides import composed
 from pretrain.records import StepOutput
 from pretrain.trainer import checkpoint
 from tests.data.shards import write_tar

@@ -15,11 +15,11 @@ from PIL import Image
 
 from pretrain import build
 from pretrain.callback import online_knn
-from pretrain.config import check
+from pretrain.config.check import check
+from pretrain.config.overrides import composed
 from pretrain.data.loader import Loader
 from pretrain.data.opening import open_shards
 from pretrain.frozen import load
-from pretrain.overrides import composed
 from pretrain.probe import knn
 from pretrain.probe.features import extract, pooled
 from tests.data.shards import write_tar

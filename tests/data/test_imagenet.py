@@ -14,9 +14,9 @@ import pytest
 import webdataset
 from scipy.io import savemat
 
+from pretrain.config.problem import UserError
 from pretrain.data import imagenet
 from pretrain.data.gather import Picture
-from pretrain.problem import UserError
 from tests.data.shards import image_bytes
 from tests.scripts import run_script
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from pretrain.config.overrides import composed
 from pretrain.data.index import open_index
 from pretrain.data.label import Labels, UnknownClassError, mistake
 from pretrain.data.module import ShardData
 from pretrain.data.order import Order
 from pretrain.data.reader import BatchStream
 from pretrain.data.windows import Inline, Numbers, Windows
-from pretrain.overrides import composed
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import image_bytes, write_tar
@@ -69,7 +69,7 @@ def test_a_name_without_a_number_is_refused(classes: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("where", ["", "json", "json:", "json:a..b", "json:.a", "txt", "CLS"])
 def test_another_place_is_refused(job: Job, where: str) -> None:
-    from pretrain.config import check
+    from pretrain.config.check import check
 
     assert mistake(where) is not None
     (line,) = check(composed(job.overrides(f"data.labels='{where}'")))
@@ -78,7 +78,7 @@ def test_another_place_is_refused(job: Job, where: str) -> None:
 
 @pytest.mark.parametrize("word", ["cls", "json:label", "json:meta.label", "none", "null"])
 def test_every_place_can_be_written_on_a_command_line(job: Job, word: str) -> None:
-    from pretrain.config import check
+    from pretrain.config.check import check
 
     cfg = composed(job.overrides(f"data.labels={word}"))
     assert check(cfg) == []

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.arguments import quote
-from pretrain.config import mistakes
+from pretrain.config.arguments import quote
+from pretrain.config.check import mistakes
+from pretrain.config.overrides import composed
 from pretrain.data import mixture
 from pretrain.data.mixture import HAND, Mixture
 from pretrain.data.module import ShardData
@@ -24,7 +25,6 @@ from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream
 from pretrain.data.training import TrainingShards
 from pretrain.data.windows import Inline, Numbers, Windows
-from pretrain.overrides import composed
 from pretrain.plan import plan
 from pretrain.records import SourceShare, UserError
 from pretrain.view.spec import ViewSpec

@@ -11,13 +11,13 @@ from typing import Any
 import fsspec
 import pytest
 
+from pretrain.config.secret import hidden
 from pretrain.data import objects, patience
 from pretrain.data.index import open_index
 from pretrain.data.module import ShardData
 from pretrain.data.objects import Objects
 from pretrain.data.source import Access, Reader, ReadError, expand
 from pretrain.records import UserError
-from pretrain.secret import hidden
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import write_shards
 

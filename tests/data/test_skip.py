@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain.config import check_nodes
+from pretrain.config.check import check_nodes
 from pretrain.data.index import Index, open_index
 from pretrain.data.module import ShardData
 from pretrain.data.opening import known_size, open_shards

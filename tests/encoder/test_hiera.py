@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.assemble import instantiate
+from pretrain.config.overrides import composed
 from pretrain.encoder.hiera import Hiera
 from pretrain.nn.drop_path import draws
 from pretrain.nn.mask_unit import MaskUnitAttention, pool
-from pretrain.overrides import composed
 from pretrain.records import Randomness
 from tests.hiera import small
 

@@ -12,11 +12,11 @@ import torch
 from omegaconf import OmegaConf
 
 from pretrain.assemble import instantiate, materialise, objective_of
+from pretrain.config.overrides import composed
 from pretrain.encoder.hiera import Hiera
 from pretrain.interop import export
 from pretrain.interop.card import Card
 from pretrain.objective.objective import Objective
-from pretrain.overrides import composed
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.hiera import perturb

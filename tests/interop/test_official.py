@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pretrain.assemble import objective_of
+from pretrain.config.overrides import composed
 from pretrain.encoder.vit import ViT
 from pretrain.interop.official import (
     dino_from_official,
@@ -20,7 +21,6 @@ from pretrain.interop.official import (
 )
 from pretrain.objective.decoder import Decoder
 from pretrain.objective.mae import MAE
-from pretrain.overrides import composed
 from pretrain.view.spec import ViewSpec
 from tests.conftest import Golden
 

@@ -8,8 +8,8 @@ import torch
 from omegaconf import DictConfig
 
 from pretrain.assemble import objective_of
+from pretrain.config.overrides import composed
 from pretrain.objective.objective import Objective
-from pretrain.overrides import composed
 from pretrain.plan import cost, empty_batch
 from pretrain.records import Batch
 from pretrain.scaling.profile import Group, Profile, profile

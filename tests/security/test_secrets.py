@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from pretrain import secret
-from pretrain.arguments import quote
-from pretrain.config import mistakes
+from pretrain.config import secret
+from pretrain.config.arguments import quote
+from pretrain.config.check import mistakes
 from pretrain.data.index import open_index
 from pretrain.records import UserError
 from tests.job import Job

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import mistakes
+from pretrain.config.check import mistakes
 from pretrain.data.source import expand
 from pretrain.frozen import load
 from tests.data.shards import image_bytes, write_tar
@@ -106,7 +106,7 @@ def test_commands_run_only_where_they_are_allowed(job: Job, monkeypatch: pytest.
         [f"data.train=[{job.shards},{pipe}]"],
         [f"data.train={{a: {job.shards}, b: {pipe}}}", "data.sources={a: 1, b: 1}"],
     ):
-        from pretrain.arguments import quote
+        from pretrain.config.arguments import quote
 
         lines = mistakes(quote(job.overrides(*words)))
         assert any("runs a shell command: allow it by data.allow_pipe=true" in line for line in lines), words

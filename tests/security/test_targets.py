@@ -11,9 +11,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from pretrain.config import check_nodes, mistakes
+from pretrain.config.check import check_nodes, mistakes
+from pretrain.config.hydra_settings import flag_mistakes
 from pretrain.frozen import load
-from pretrain.hydra_settings import flag_mistakes
 from pretrain.records import UserError
 from tests.job import Job
 from tests.program import pretrain

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pretrain.assemble import materialise, objective_of
+from pretrain.config.overrides import composed
 from pretrain.objective import dino
-from pretrain.overrides import composed
 from pretrain.records import Batch
 from pretrain.trainer import checkpoint
 from pretrain.trainer.module import PretrainModule

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pretrain import build
-from pretrain.overrides import composed
+from pretrain.config.overrides import composed
 from tests.scripts import run_script
 
 NO_CENTRING = ["objective.center_momentum=1"]

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pretrain import build
-from pretrain.config import check
+from pretrain.config.check import check
+from pretrain.config.overrides import composed
 from pretrain.objective.dino import DINO
 from pretrain.objective.mae import MAE
 from pretrain.objective.objective import Objective
-from pretrain.overrides import composed
 from pretrain.records import Batch, Progress, StepOutput, UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.incident import Incident, Incidents, Origin, Outcome

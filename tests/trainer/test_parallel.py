@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pretrain.config import check
-from pretrain.overrides import composed
+from pretrain.config.check import check
+from pretrain.config.overrides import composed
 from pretrain.trainer import ddp
 from pretrain.trainer.parallel import Hardware, resolve_precision
 from pretrain.trainer.shard import mesh_of

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pretrain import build
-from pretrain.overrides import composed
+from pretrain.config.overrides import composed
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint, clock
 from pretrain.trainer.lifecycle import Stop

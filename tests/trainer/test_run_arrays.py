@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from pretrain import build
-from pretrain.config import check
+from pretrain.config.check import check
+from pretrain.config.overrides import composed
 from pretrain.data.opening import open_shards
 from pretrain.frozen import load
-from pretrain.overrides import composed
 from pretrain.records import UserError
 from tests.data.shards import write_tar
 from tests.data.test_arrays import npy

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config import check_nodes
+from pretrain.config.check import check_nodes
 from pretrain.data.index import open_index
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.config import check_nodes
+from pretrain.config.check import check_nodes
 from pretrain.encoder.vit import ViT
 from pretrain.objective.dino import DINO
 from pretrain.objective.dino_head import DINOHead

@@ -10,12 +10,12 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from pretrain.arguments import quote, split_list
 from pretrain.assemble import objective_of
-from pretrain.config import check, check_nodes, mistakes
-from pretrain.overrides import composed, folder
+from pretrain.config.arguments import quote, split_list
+from pretrain.config.check import check, check_nodes, mistakes
+from pretrain.config.overrides import composed, folder
+from pretrain.config.signature import locate
 from pretrain.plan import plan
-from pretrain.signature import locate
 from tests.data.shards import write_shards
 
 EXPERIMENTS = sorted(path.stem for path in (folder() / "experiment").glob("*.yaml"))

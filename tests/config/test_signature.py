@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.signature import locate, matches
+from pretrain.config.signature import locate, matches
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
-from pretrain import overrides
-from pretrain.config import judged
-from pretrain.overrides import composed, jobs
+from pretrain.config import overrides
+from pretrain.config.check import judged
+from pretrain.config.overrides import composed, jobs
 
 
 def test_a_sweep_is_checked_job_by_job() -> None:

@@ -26,7 +26,7 @@ _REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # what composi
 
 def folder() -> Path:
     """Where the yaml files are: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 

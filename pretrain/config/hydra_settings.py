@@ -13,10 +13,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pretrain import secret
+from pretrain.config import secret
+from pretrain.config.overrides import composed
+from pretrain.config.signature import locate
 from pretrain.files import replace_file
-from pretrain.overrides import composed
-from pretrain.signature import locate
 
 _PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")  # Hydra takes its launcher and sweeper from there alone
 _LOGGING = ("hydra.job_logging", "hydra.hydra_logging")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pretrain import secret
+from pretrain.config import secret
 
 # A constructor's argument and what is wrong with its value. A class that has rules between its arguments states them
 # in a static method `problems(**arguments) -> Iterator[Problem]`, which its constructor refuses by and which the

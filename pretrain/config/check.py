@@ -13,10 +13,10 @@ from typing import Any, Literal, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pretrain import hydra_settings
-from pretrain.overrides import composed, suggest, understood
-from pretrain.records import UserError
-from pretrain.signature import describe, hints_of, locate, matches, misfit
+from pretrain.config import hydra_settings
+from pretrain.config.overrides import composed, suggest, understood
+from pretrain.config.problem import UserError
+from pretrain.config.signature import describe, hints_of, locate, matches, misfit
 
 _COLLECTIONS = ("callback", "schedule")  # groups that hold several nodes by name; the others are one node each
 _BASES = {  # of which class a group's node must be
