@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from pretrain.trainer import slurm
+from pretrain.launch import slurm
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from pretrain.world import World
+    from pretrain.launch.world import World
 
 _ALARM = 3  # the exit code where a collapse ended the run
 _RANK_0_FIRST = 3.0  # seconds
@@ -79,13 +79,14 @@ def run(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from pretrain import build, launch
+    from pretrain import build
     from pretrain.config import hydra_settings, secret
     from pretrain.data.loader import death_of_reader
+    from pretrain.launch import local as launch
+    from pretrain.launch.world import World
     from pretrain.records import UserError
     from pretrain.trainer.lifecycle import UnsavedError
     from pretrain.trainer.team import ToldError, lost_peers
-    from pretrain.world import World
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what it says of itself; what we say stands in our own lines
@@ -170,7 +171,7 @@ def _say_whose(rank: int) -> None:
 def _world() -> World:
     """This process's place; where that cannot be told, which is refused in its turn, it speaks for itself."""
     from pretrain.config.problem import UserError
-    from pretrain.world import World
+    from pretrain.launch.world import World
 
     try:
         return World.of(os.environ)

@@ -23,9 +23,9 @@ from pretrain.assemble import materialise, objective_of
 from pretrain.config.arguments import script_with_overrides
 from pretrain.config.check import composed_without_data
 from pretrain.files import replace_file
+from pretrain.launch.world import World
 from pretrain.trainer import checkpoint, pieces
 from pretrain.trainer.team import Team
-from pretrain.world import World
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,22 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pretrain"
 
 # What any file may import: the records, and what knows libraries alone.
-BOTTOM = {"config.problem", "config.secret", "records", "random", "files", "precision", "process", "world"}
+BOTTOM = {
+    "config.problem",
+    "config.secret",
+    "records",
+    "random",
+    "files",
+    "precision",
+    "launch.process",
+    "launch.world",
+}
 
 ALLOWED = {
     "records": set(),
     "random": set(),
     "files": set(),
     "precision": set(),
-    "process": set(),
-    "world": set(),
     "launch": set(),
     "config": set(),
     "optim": set(),
@@ -41,7 +48,7 @@ ALLOWED = {
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
     | {"trainer.checkpoint", "trainer.trust", "view"},
     "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "trainer.trust", "view"},
-    "__main__": {"build", "config", "data", "launch", "plan"} | {"trainer.lifecycle", "trainer.slurm", "trainer.team"},
+    "__main__": {"build", "config", "data", "launch", "plan"} | {"trainer.lifecycle", "trainer.team"},
 }
 
 # Named by a `_target_` in a yaml and imported by nobody: a new one is one py, one yaml, one test.

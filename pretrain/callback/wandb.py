@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pretrain.config import secret
-from pretrain.process import spawning
+from pretrain.launch.process import spawning
 
 log = logging.getLogger(__name__)
 

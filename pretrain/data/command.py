@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pretrain.data import patience
-from pretrain.process import deaf
+from pretrain.launch.process import deaf
 
 
 @contextmanager

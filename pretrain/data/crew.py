@@ -24,7 +24,7 @@ from pretrain.config.problem import UserError
 from pretrain.data.claim import Claims
 from pretrain.data.sidecar import Shard, from_sidecar, scan
 from pretrain.data.source import PLAIN, Access
-from pretrain.process import spawning
+from pretrain.launch.process import spawning
 
 _THREADS = 8
 _FEW = 64  # shards that are not worth starting processes for

@@ -22,7 +22,7 @@ from pretrain.data.reader import BatchStream, BrokenDataError
 from pretrain.data.report import BadSamples
 from pretrain.data.ring import Parcel, Ring
 from pretrain.data.source import ReadError
-from pretrain.process import spawning
+from pretrain.launch.process import spawning
 from pretrain.records import Batch, UserError
 
 READERS: set[multiprocessing.process.BaseProcess] = set()  # those that live

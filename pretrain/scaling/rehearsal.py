@@ -19,12 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pretrain.launch.world import World
 from pretrain.objective.objective import Objective
 from pretrain.records import Batch
 from pretrain.scaling.profile import MIDWAY
 from pretrain.scaling.traffic import Collective, Held, Kind, Spread
 from pretrain.trainer.shard import local, mesh_of, recompute, shard, wait_for_last
-from pretrain.world import World
 
 # torch's messages: what they do, and where their arguments hold the whole and the process group
 _MESSAGES: dict[str, tuple[Kind, int, int]] = {

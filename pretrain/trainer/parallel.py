@@ -15,13 +15,13 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
+from pretrain.launch.world import World, meeting_point
 from pretrain.objective.objective import Objective
 from pretrain.records import Problem, UserError, refuse
 from pretrain.trainer import team
 from pretrain.trainer.ddp import RepeatableDDP
 from pretrain.trainer.shard import Sharding, mesh_of, recompute, shard
 from pretrain.trainer.team import Team
-from pretrain.world import World, meeting_point
 
 log = logging.getLogger(__name__)
 

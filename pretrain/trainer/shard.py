@@ -22,8 +22,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.launch.world import World
 from pretrain.objective.objective import Objective
-from pretrain.world import World
 
 Sharding = Literal["hybrid", "full"]
 

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from pretrain.launch.world import World
 from pretrain.records import UserError
-from pretrain.world import World
 
 T = TypeVar("T")
 

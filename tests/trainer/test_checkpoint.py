@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.launch.world import World
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.checkpoint import is_complete, load, newest, save
 from pretrain.trainer.team import Team
-from pretrain.world import World
 from tests.program import FORKS
 
 STATE = {"weights": {"a": torch.arange(1000.0)}, "step": 3, "name": "x"}

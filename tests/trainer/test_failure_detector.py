@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from pretrain.launch.world import World
 from pretrain.trainer.failure_detector import FailureDetector
 from pretrain.trainer.team import Team
-from pretrain.world import World
 
 
 def _rank(rank: int, count: int, gone: int | None, folder: str) -> None:

@@ -15,10 +15,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pretrain.config.check import check
 from pretrain.config.overrides import composed
+from pretrain.launch.world import World
 from pretrain.trainer import ddp
 from pretrain.trainer.parallel import Hardware, resolve_precision
 from pretrain.trainer.shard import mesh_of
-from pretrain.world import World
 
 
 def test_no_gpu_is_one_sentence_that_names_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

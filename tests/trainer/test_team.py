@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from pretrain.launch.world import World, meeting_point
 from pretrain.records import UserError
 from pretrain.trainer import team
 from pretrain.trainer.team import Team, ToldError, code_version, digests, lost_peers
-from pretrain.world import World, meeting_point
 
 FACTS = {"the code": "a1", "the configuration": {"base_lr": 0.1, "seed": 0}, "the shards": {"digest": "d"}}
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from pretrain import files
-from pretrain.process import deaf
-from pretrain.trainer import checkpoint, slurm
-from pretrain.trainer.slurm import ATTEMPTS, Job
+from pretrain.launch import slurm
+from pretrain.launch.process import deaf
+from pretrain.launch.slurm import ATTEMPTS, Job
+from pretrain.trainer import checkpoint
 from tests.job import Job as Run
 from tests.program import Program
 
@@ -102,7 +103,7 @@ def test_rank_0_has_the_job_requeued(
 def test_other_ranks_stay_and_ask_for_nothing(fake: Fake, tmp_path: Path) -> None:
     """To leave before Slurm has the requeue would make the job a failed one; the signal comes again meanwhile."""
     code = (
-        "import os, signal, sys; from pathlib import Path; from pretrain.trainer.slurm import Job\n"
+        "import os, signal, sys; from pathlib import Path; from pretrain.launch.slurm import Job\n"
         "job = Job(os.environ, 1, Path(sys.argv[1])); job.listen(); print('ready', flush=True)\n"
         "sys.exit(job.leave(signal.SIGTERM))"
     )
@@ -274,7 +275,7 @@ def test_signals_that_come_with_the_requeue_change_nothing(fake: Fake, tmp_path:
     again = "kill -TERM $PPID $$; kill -USR1 $PPID $$; sleep 0.1\n"
     fake.program.write_text(SCONTROL.replace("\n", f"\n{again}", 1))
     code = (
-        "import os, signal, sys; from pathlib import Path; from pretrain.trainer.slurm import Job\n"
+        "import os, signal, sys; from pathlib import Path; from pretrain.launch.slurm import Job\n"
         "job = Job(os.environ, 0, Path(sys.argv[1])); job.listen(); sys.exit(job.leave(signal.SIGTERM))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
@@ -297,7 +298,8 @@ def test_programs_started_deaf_do_not_hear_a_stop() -> None:
 def test_pythons_own_helper_process_does_not_hear_a_stop() -> None:
     """The first thing to be spawned brings the resource tracker with it, which ignores INT and TERM alone."""
     code = (
-        "import os, signal, time; from multiprocessing import resource_tracker; from pretrain.process import spawning\n"
+        "import os, signal, time; from multiprocessing import resource_tracker\n"
+        "from pretrain.launch.process import spawning\n"
         "with spawning(): pass\n"
         "tracker = resource_tracker._resource_tracker._pid\n"
         "time.sleep(0.5)\n"
