@@ -25,7 +25,7 @@ from pretrain.data.loader import Loader
 from pretrain.data.opening import NamedPatterns, Patterns, open_training
 from pretrain.data.order import Shuffle
 from pretrain.data.reader import BatchStream
-from pretrain.data.source import access_of
+from pretrain.data.store.source import access_of
 from pretrain.data.windows import Numbers
 from pretrain.frozen import configured, default_device
 from pretrain.objective.objective import Objective

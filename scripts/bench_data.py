@@ -36,7 +36,7 @@ from pretrain.data.index import Index
 from pretrain.data.module import ShardData
 from pretrain.data.opening import open_shards
 from pretrain.data.sample import IMAGES
-from pretrain.data.source import Reader
+from pretrain.data.store.source import Reader
 from pretrain.records import Batch, UserError
 from pretrain.view import color, crop, region
 from pretrain.view.color import Prepare

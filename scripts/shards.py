@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain.config.arguments import script
-from pretrain.data import skip, source
+from pretrain.data import skip
 from pretrain.data.index import Index, open_index
 from pretrain.data.opening import Patterns, open_shards
 from pretrain.data.skip import write_skip_list
+from pretrain.data.store import source
 from pretrain.doctor.dedupe import dedupe, skip_rows
 from pretrain.doctor.finding import write_json
 from pretrain.doctor.index import build_index

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from pretrain.config.problem import UserError
 from pretrain.data.claim import Claims
 from pretrain.data.sidecar import Shard, from_sidecar, scan
-from pretrain.data.source import PLAIN, Access
+from pretrain.data.store.source import PLAIN, Access
 from pretrain.launch.process import spawning
 
 _THREADS = 8

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import secret
-from pretrain.data import source
 from pretrain.data.sidecar import Shard, from_sidecar, modified
+from pretrain.data.store import source
 from pretrain.files import replace_file
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from pretrain.data.label import UnknownClassError
 from pretrain.data.reader import BatchStream, BrokenDataError
 from pretrain.data.report import BadSamples
 from pretrain.data.ring import Parcel, Ring
-from pretrain.data.source import ReadError
+from pretrain.data.store.source import ReadError
 from pretrain.launch.process import spawning
 from pretrain.records import Batch, UserError
 

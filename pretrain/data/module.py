@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pretrain.data import cache, source
 from pretrain.data import skip as skip_lists
 from pretrain.data.index import Index
 from pretrain.data.label import Labels, mistake
@@ -19,6 +18,7 @@ from pretrain.data.opening import NamedPatterns, Patterns, mixture_problems, nam
 from pretrain.data.order import Order, SampleOrder, Shuffle
 from pretrain.data.reader import BatchStream
 from pretrain.data.report import BadSamples
+from pretrain.data.store import cache, source
 from pretrain.data.training import fitted
 from pretrain.data.windows import Numbers
 from pretrain.records import Problem

@@ -23,7 +23,7 @@ from pretrain.data.order import SampleOrder
 from pretrain.data.ring import Ring, empty_views
 from pretrain.data.sample import IMAGES
 from pretrain.data.sidecar import Part
-from pretrain.data.source import is_remote
+from pretrain.data.store.source import is_remote
 from pretrain.data.windows import Inline, Numbers, Windows
 from pretrain.records import Batch, Replaced
 from pretrain.view import color, crop

@@ -19,8 +19,8 @@ import numpy as np
 
 from pretrain.config import secret
 from pretrain.config.problem import UserError
-from pretrain.data import source
 from pretrain.data.sample import EXTENSIONS, AmbiguousSampleError, Sample, group
+from pretrain.data.store import source
 from pretrain.data.tar import DamagedTarError, members
 from pretrain.files import replace_file
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.data import source
 from pretrain.data.index import Index, open_index
 from pretrain.data.label import read_classes
+from pretrain.data.store import source
 from pretrain.data.write import write_sets
 from pretrain.doctor.repair import distinct
 from pretrain.doctor.sample import Samples, refuse_none

@@ -11,7 +11,7 @@ import io
 from pretrain.data.index import Index
 from pretrain.data.sample import IMAGES, neighbours
 from pretrain.data.sidecar import Part
-from pretrain.data.source import Reader
+from pretrain.data.store.source import Reader
 from pretrain.data.tar import DamagedTarError, Member, members
 from pretrain.records import UserError
 

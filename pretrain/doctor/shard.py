@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from pretrain.data import source
 from pretrain.data.sample import EXTENSIONS, IMAGES, AmbiguousSampleError, choose, has_image, neighbours
+from pretrain.data.store import source
 from pretrain.data.tar import DamagedTarError, Member, is_header, members
 from pretrain.records import UserError
 

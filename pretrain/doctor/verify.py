@@ -19,11 +19,11 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from pretrain.config import secret
-from pretrain.data import source
 from pretrain.data.listing import rows_of
 from pretrain.data.sample import EXTENSIONS
 from pretrain.data.sidecar import Sidecar
 from pretrain.data.skip import Skipped
+from pretrain.data.store import source
 from pretrain.doctor.finding import Finding
 from pretrain.doctor.image import LABELS, image_trouble, label_trouble
 from pretrain.doctor.parallel import ordered

@@ -360,7 +360,7 @@ def test_shards_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, t
         "torch.load",
         "torch.hub.load",
         "pretrain.os.system",
-        "pretrain.data.source.subprocess.Popen",
+        "pretrain.data.store.source.subprocess.Popen",
         "pretrainer.Evil",
         "numpy.ndarray",
     ],

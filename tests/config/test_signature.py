@@ -29,7 +29,7 @@ def test_values_match_their_hints(value: Any, hint: Any, expected: bool) -> None
 @pytest.mark.parametrize(
     ("dotted", "reason"),
     [
-        ("pretrain.data.source.Path", "is a class of pathlib"),
+        ("pretrain.data.store.source.Path", "is a class of pathlib"),
         ("torch.hub.Request", "is a class of urllib.request"),
         ("torch.utils.data.DataLoader", "is none of the classes of torch that may be built"),
         ("torch.package.PackageImporter", "is none of the classes of torch"),

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.problem import UserError
-from pretrain.data import claim, crew, index, listing, sidecar, source
+from pretrain.data import claim, crew, index, listing, sidecar
 from pretrain.data.claim import Claims
 from pretrain.data.index import Index, open_index
+from pretrain.data.store import source
 from tests.data.shards import image_bytes, write_shards, write_tar
 
 # A build by hand, slow enough to be caught: each shard that is scanned is noted, then waits a little. Once it has noted

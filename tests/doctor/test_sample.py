@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pretrain.data.index import open_index
-from pretrain.data.source import access_of
+from pretrain.data.store.source import access_of
 from pretrain.doctor.sample import Samples
-from tests.data.servers import serving
 from tests.data.shards import write_shards
+from tests.data.store.servers import serving
 
 
 def test_shards_are_reached_in_the_way_that_their_index_was(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pretrain.data.index import open_index
-from pretrain.data.source import Reader
+from pretrain.data.store.source import Reader
 from pretrain.doctor.stats import stats
 from pretrain.doctor.verify import verify
 from tests.data.shards import write_shards, write_tar

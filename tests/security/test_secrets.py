@@ -90,7 +90,7 @@ def test_a_run_keeps_its_secrets(job: Job, caplog: pytest.LogCaptureFixture, cap
 def test_refusals_keep_secrets(job: Job, tmp_path: Path) -> None:
     gone = address("http://127.0.0.1:9", "x.tar")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pretrain.data.patience.PAUSE", 0.0)
+        patch.setattr("pretrain.data.store.patience.PAUSE", 0.0)
         with pytest.raises(UserError, match=r"http://hidden@127.0.0.1:9/x.tar\?hidden") as refusal:
             open_index([gone], str(tmp_path / "i"))
         assert holds_none(str(refusal.value))

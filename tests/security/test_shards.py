@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.check import mistakes
-from pretrain.data.source import expand
+from pretrain.data.store.source import expand
 from pretrain.frozen import load
 from tests.data.shards import image_bytes, write_tar
 from tests.job import Job
@@ -162,7 +162,7 @@ def test_a_reference_set_is_never_opened(tmp_path: Path) -> None:
     node = {"fo": str(tmp_path / "refs.json"), "target_protocol": "file", "cache_storage": str(tmp_path / "cache")}
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "cache").write_bytes(pickle.dumps({}))
-    from pretrain.data.source import access_of
+    from pretrain.data.store.source import access_of
 
     for scheme in ("reference", "filecache"):
         assert "is no store" in expand([f"{scheme}://x.tar"], access=access_of(node))[1][0]

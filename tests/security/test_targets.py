@@ -55,8 +55,8 @@ CLASSES = [
     "torch.nn.Identity",
     "pretrain.data.module.ShardData",
     "pretrain.trainer.run_folder.RunFolder",
-    "pretrain.data.cache.Cache",
-    "pretrain.data.source.Path",  # of another package, imported there
+    "pretrain.data.store.cache.Cache",
+    "pretrain.data.store.source.Path",  # of another package, imported there
 ]
 
 
@@ -91,7 +91,7 @@ NESTED = [
         "data",
         {
             "_target_": "pretrain.data.module.ShardData",
-            "storage_options": {"x": {"_target_": "pretrain.data.cache.Cache", "folder": "marker", "limit": 1}},
+            "storage_options": {"x": {"_target_": "pretrain.data.store.cache.Cache", "folder": "marker", "limit": 1}},
         },
     ),
     ("optim", {"_target_": "torch.optim.SGD", "_partial_": True, "lr": {"_target_": "os.system"}}),
@@ -113,10 +113,10 @@ def test_asking_for_a_type_imports_nothing() -> None:
 
 HYDRA = [
     "+hydra.callbacks.x={_target_: shutil.rmtree, path: marker}",
-    "+hydra.callbacks.x={_target_: pretrain.data.cache.Cache, folder: marker, limit: 1}",
+    "+hydra.callbacks.x={_target_: pretrain.data.store.cache.Cache, folder: marker, limit: 1}",
     "+hydra.launcher.x={_target_: os.system, command: touch marker}",
     "hydra.launcher._target_=os.system",
-    "hydra.sweeper._target_=pretrain.data.cache.Cache",
+    "hydra.sweeper._target_=pretrain.data.store.cache.Cache",
     "hydra.job_logging.handlers.console.class=subprocess.Popen",
     "hydra.job_logging.handlers.console.stream='ext://os.system'",
     "+hydra.job_logging.filters.x={'()': os.system, command: touch marker}",

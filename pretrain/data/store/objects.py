@@ -24,8 +24,8 @@ from fsspec.exceptions import FSTimeoutError
 from fsspec.registry import known_implementations
 
 from pretrain.config import secret
-from pretrain.data import patience
-from pretrain.data.patience import RefusedError
+from pretrain.data.store import patience
+from pretrain.data.store.patience import RefusedError
 
 # Of fsspec's own drivers those of stores; the others read through further drivers, unpack, start programs or fill in
 # templates, as an address or an option says.

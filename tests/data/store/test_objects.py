@@ -12,11 +12,11 @@ import fsspec
 import pytest
 
 from pretrain.config.secret import hidden
-from pretrain.data import objects, patience
 from pretrain.data.index import open_index
 from pretrain.data.module import ShardData
-from pretrain.data.objects import Objects
-from pretrain.data.source import Access, Reader, ReadError, expand
+from pretrain.data.store import objects, patience
+from pretrain.data.store.objects import Objects
+from pretrain.data.store.source import Access, Reader, ReadError, expand
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import write_shards

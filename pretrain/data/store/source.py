@@ -23,12 +23,12 @@ from urllib.parse import urlsplit
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
-from pretrain.data import command, web
-from pretrain.data.cache import Cache, bytes_of
-from pretrain.data.objects import Objects, is_object, missing_driver
-from pretrain.data.patience import ReadError as ReadError
-from pretrain.data.patience import retry as retry
-from pretrain.data.web import is_web
+from pretrain.data.store import command, web
+from pretrain.data.store.cache import Cache, bytes_of
+from pretrain.data.store.objects import Objects, is_object, missing_driver
+from pretrain.data.store.patience import ReadError as ReadError
+from pretrain.data.store.patience import retry as retry
+from pretrain.data.store.web import is_web
 
 _STALE = "start again for a local shard; for others delete its index in data.index_dir (or ~/.cache/pretrain/index)"
 _OPEN = 64  # shards that a reader keeps open, or on disk where they are sequential

@@ -21,7 +21,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, IncompleteRead, ProtocolError
 
-from pretrain.data import patience
+from pretrain.data.store import patience
 
 _CONNECTIONS = 64  # kept open to one server
 _PIECE = 1 << 18

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data import patience, source
 from pretrain.data.index import open_index
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream
-from pretrain.data.source import Reader, ReadError, expand
+from pretrain.data.store import patience, source
+from pretrain.data.store.source import Reader, ReadError, expand
 from pretrain.data.windows import Numbers
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
-from tests.data.servers import Handler, serving
 from tests.data.shards import write_shards
+from tests.data.store.servers import Handler, serving
 
 Served = tuple[str, type[Handler]]
 

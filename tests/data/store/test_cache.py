@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data import cache as module
-from pretrain.data.cache import Cache, bytes_of, problems
 from pretrain.data.index import open_index
 from pretrain.data.module import ShardData
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream
-from pretrain.data.source import Reader, access_of
+from pretrain.data.store import cache as module
+from pretrain.data.store.cache import Cache, bytes_of, problems
+from pretrain.data.store.source import Reader, access_of
 from pretrain.data.windows import Numbers
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
-from tests.data.servers import Handler, serving
 from tests.data.shards import write_shards
+from tests.data.store.servers import Handler, serving
 
 BLOCK = module._BLOCK
 SIZE = 10 * BLOCK + 100

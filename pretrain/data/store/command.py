@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pretrain.data import patience
+from pretrain.data.store import patience
 from pretrain.launch.process import deaf
 
 
