@@ -17,14 +17,14 @@ from tqdm import tqdm
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.config import secret
 from pretrain.config.check import check_nodes
-from pretrain.data import label
-from pretrain.data.index import Index
-from pretrain.data.label import Labels
 from pretrain.data.loader import Loader
 from pretrain.data.opening import Patterns, open_shards
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream
 from pretrain.data.report import BadSamples
+from pretrain.data.shard import label
+from pretrain.data.shard.index import Index
+from pretrain.data.shard.label import Labels
 from pretrain.data.windows import Numbers
 from pretrain.encoder.encoder import Encoder
 from pretrain.files import replace_file

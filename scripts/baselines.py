@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
-from pretrain.data.sample import IMAGES
+from pretrain.data.shard.sample import IMAGES
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

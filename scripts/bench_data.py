@@ -32,10 +32,10 @@ from tqdm import tqdm
 
 from baselines import Work, by_pillow, imagefolder, official_dino, official_mae, webdataset_loader
 from pretrain.config.arguments import script
-from pretrain.data.index import Index
 from pretrain.data.module import ShardData
 from pretrain.data.opening import open_shards
-from pretrain.data.sample import IMAGES
+from pretrain.data.shard.index import Index
+from pretrain.data.shard.sample import IMAGES
 from pretrain.data.store.source import Reader
 from pretrain.records import Batch, UserError
 from pretrain.view import color, crop, region

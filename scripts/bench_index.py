@@ -33,9 +33,9 @@ import numpy as np
 import webdataset
 
 from pretrain.config.arguments import script
-from pretrain.data import crew, listing
-from pretrain.data.index import open_index, write_index
-from pretrain.data.sidecar import scan
+from pretrain.data.shard import crew, listing
+from pretrain.data.shard.index import open_index, write_index
+from pretrain.data.shard.sidecar import scan
 from pretrain.files import replace_file
 from pretrain.records import UserError
 

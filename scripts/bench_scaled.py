@@ -30,7 +30,7 @@ import torch.nn.functional as F
 
 from pretrain.config.arguments import script
 from pretrain.data.opening import open_shards
-from pretrain.data.sample import IMAGES
+from pretrain.data.shard.sample import IMAGES
 from pretrain.data.store.source import Reader
 from pretrain.records import UserError
 from pretrain.view import crop

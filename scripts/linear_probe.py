@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pretrain.config.arguments import script
-from pretrain.data.index import Index
+from pretrain.data.shard.index import Index
 from pretrain.frozen import Frozen, ProbeArguments, default_device, load, open_probe_data
 from pretrain.probe import linear, paper
 from pretrain.records import UserError

@@ -23,7 +23,7 @@ from pathlib import Path
 from pretrain.config.arguments import script
 from pretrain.data import imagenet
 from pretrain.data.gather import Gathered, Picture, gather
-from pretrain.data.label import CLASSES, read_classes
+from pretrain.data.shard.label import CLASSES, read_classes
 from pretrain.data.write import write_sets
 from pretrain.records import UserError
 

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain.config.arguments import script
-from pretrain.data import skip
-from pretrain.data.index import Index, open_index
 from pretrain.data.opening import Patterns, open_shards
-from pretrain.data.skip import write_skip_list
+from pretrain.data.shard import skip
+from pretrain.data.shard.index import Index, open_index
+from pretrain.data.shard.skip import write_skip_list
 from pretrain.data.store import source
 from pretrain.doctor.dedupe import dedupe, skip_rows
 from pretrain.doctor.finding import write_json

@@ -13,7 +13,7 @@ import torch
 
 from pretrain.data import reader
 from pretrain.data.opening import open_shards
-from pretrain.data.skip import Skipped, write_skip_list
+from pretrain.data.shard.skip import Skipped, write_skip_list
 from pretrain.objective.dino import DINO
 from pretrain.records import UserError
 from pretrain.replay import Replay, ReplayArguments

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from pretrain.config.problem import UserError
-from pretrain.data.sample import IMAGES
-from pretrain.data.tar import DamagedTarError, Member, members
+from pretrain.data.shard.sample import IMAGES
+from pretrain.data.shard.tar import DamagedTarError, Member, members
 
 _THREADS = 8
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from pretrain.data.label import UnknownClassError
 from pretrain.data.reader import BatchStream, BrokenDataError
 from pretrain.data.report import BadSamples
 from pretrain.data.ring import Parcel, Ring
+from pretrain.data.shard.label import UnknownClassError
 from pretrain.data.store.source import ReadError
 from pretrain.launch.process import spawning
 from pretrain.records import Batch, UserError

@@ -10,14 +10,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pretrain.data import skip as skip_lists
-from pretrain.data.index import Index
-from pretrain.data.label import Labels, mistake
 from pretrain.data.loader import Loader
 from pretrain.data.opening import NamedPatterns, Patterns, mixture_problems, named, open_shards, open_training
 from pretrain.data.order import Order, SampleOrder, Shuffle
 from pretrain.data.reader import BatchStream
 from pretrain.data.report import BadSamples
+from pretrain.data.shard import skip as skip_lists
+from pretrain.data.shard.index import Index
+from pretrain.data.shard.label import Labels, mistake
 from pretrain.data.store import cache, source
 from pretrain.data.training import fitted
 from pretrain.data.windows import Numbers

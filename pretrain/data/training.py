@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pretrain.data import mixture
-from pretrain.data.index import Index
 from pretrain.data.order import Order, SampleOrder, Shuffle
+from pretrain.data.shard.index import Index
 from pretrain.records import SourceShare
 
 

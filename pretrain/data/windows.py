@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from queue import PriorityQueue
 from typing import Any
 
-from pretrain.data.index import Index
 from pretrain.data.order import SampleOrder
-from pretrain.data.sidecar import Part
+from pretrain.data.shard.index import Index
+from pretrain.data.shard.sidecar import Part
 from pretrain.data.store.source import Reader
 
 _GAP = 4  # a range read goes on over members that it does not need if there are fewer than this

@@ -18,9 +18,9 @@ from typing import IO, TypeVar
 import webdataset
 from tqdm import tqdm
 
-from pretrain.data.index import owns_index, write_index
-from pretrain.data.label import CLASSES
-from pretrain.data.sidecar import Shard, describe_shard, scan
+from pretrain.data.shard.index import owns_index, write_index
+from pretrain.data.shard.label import CLASSES
+from pretrain.data.shard.sidecar import Shard, describe_shard, scan
 from pretrain.files import replace_file, replacing
 from pretrain.records import UserError
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pretrain.data.index import Index
-from pretrain.data.skip import Skipped
+from pretrain.data.shard.index import Index
+from pretrain.data.shard.skip import Skipped
 from pretrain.doctor.fingerprint import THUMBNAIL, Fingerprint, fingerprint
 from pretrain.doctor.near import pairs
 from pretrain.doctor.parallel import ordered

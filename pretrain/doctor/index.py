@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pretrain.data.index import Index, open_index, owns_index, write_index
-from pretrain.data.sidecar import Shard, scan
+from pretrain.data.shard.index import Index, open_index, owns_index, write_index
+from pretrain.data.shard.sidecar import Shard, scan
 from pretrain.data.store import source
 from pretrain.doctor.parallel import ordered
 from pretrain.records import UserError

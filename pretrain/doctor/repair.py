@@ -18,8 +18,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from pretrain.data.index import write_index
-from pretrain.data.sidecar import Shard, scan
+from pretrain.data.shard.index import write_index
+from pretrain.data.shard.sidecar import Shard, scan
 from pretrain.data.store import source
 from pretrain.data.write import make_folder, write_tar
 from pretrain.doctor.finding import Finding

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.index import Index, open_index
-from pretrain.data.label import read_classes
+from pretrain.data.shard.index import Index, open_index
+from pretrain.data.shard.label import read_classes
 from pretrain.data.store import source
 from pretrain.data.write import write_sets
 from pretrain.doctor.repair import distinct

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 
-from pretrain.data.index import Index
-from pretrain.data.sample import IMAGES, neighbours
-from pretrain.data.sidecar import Part
+from pretrain.data.shard.index import Index
+from pretrain.data.shard.sample import IMAGES, neighbours
+from pretrain.data.shard.sidecar import Part
+from pretrain.data.shard.tar import DamagedTarError, Member, members
 from pretrain.data.store.source import Reader
-from pretrain.data.tar import DamagedTarError, Member, members
 from pretrain.records import UserError
 
 _BLOCK = 512

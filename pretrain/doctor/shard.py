@@ -1,6 +1,6 @@
 """A shard read as far as it can be: behind a damage, from the next header on.
 
-The index refuses a shard at its first damage (`pretrain/data/tar.py`). Here what lies behind is found too: headers of
+The index refuses a shard at its first damage (`pretrain/data/shard/tar.py`). Here what lies behind is found too: headers of
 the ustar family name themselves and hold a checksum, so that the next whole one can be searched for, at any byte. A
 member whose bytes hold such a header has lost some of its own, so that its size takes in what follows: it is given up,
 and reading goes on inside. So is one that is not followed by zeros up to the next block. (No checksum is of the
@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from pretrain.data.sample import EXTENSIONS, IMAGES, AmbiguousSampleError, choose, has_image, neighbours
+from pretrain.data.shard.sample import EXTENSIONS, IMAGES, AmbiguousSampleError, choose, has_image, neighbours
+from pretrain.data.shard.tar import DamagedTarError, Member, is_header, members
 from pretrain.data.store import source
-from pretrain.data.tar import DamagedTarError, Member, is_header, members
 from pretrain.records import UserError
 
 _BLOCK = 512

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from pretrain.data.index import Index
-from pretrain.data.sidecar import Part
+from pretrain.data.shard.index import Index
+from pretrain.data.shard.sidecar import Part
 from pretrain.doctor.image import label_trouble
 from pretrain.doctor.parallel import ordered
 from pretrain.doctor.sample import Samples

@@ -19,10 +19,10 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from pretrain.config import secret
-from pretrain.data.listing import rows_of
-from pretrain.data.sample import EXTENSIONS
-from pretrain.data.sidecar import Sidecar
-from pretrain.data.skip import Skipped
+from pretrain.data.shard.listing import rows_of
+from pretrain.data.shard.sample import EXTENSIONS
+from pretrain.data.shard.sidecar import Sidecar
+from pretrain.data.shard.skip import Skipped
 from pretrain.data.store import source
 from pretrain.doctor.finding import Finding
 from pretrain.doctor.image import LABELS, image_trouble, label_trouble

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.data.index import Index
 from pretrain.data.loader import READERS, Loader
 from pretrain.data.module import ShardData
 from pretrain.data.opening import open_shards
 from pretrain.data.order import Order, Shuffle
-from pretrain.data.sidecar import Part
+from pretrain.data.shard.index import Index
+from pretrain.data.shard.sidecar import Part
 from pretrain.records import Batch, UserError
 from pretrain.trainer.run_folder import differences
 from pretrain.view import region

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.data.index import Index, open_index
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream, BrokenDataError
+from pretrain.data.shard.index import Index, open_index
 from pretrain.data.windows import Inline, Numbers, Windows
 from pretrain.records import Batch
 from pretrain.view import crop, region

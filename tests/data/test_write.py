@@ -15,9 +15,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pretrain.data import crew
 from pretrain.data.gather import gather
-from pretrain.data.index import open_index
+from pretrain.data.shard import crew
+from pretrain.data.shard.index import open_index
 from pretrain.data.write import write_sets
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_tar

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.data.index import open_index
+from pretrain.data.shard.index import open_index
 from pretrain.doctor import image
 from pretrain.doctor.repair import repair
 from pretrain.doctor.shrink import shrink

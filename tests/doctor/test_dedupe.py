@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pretrain.data.index import Index, open_index
+from pretrain.data.shard.index import Index, open_index
 from pretrain.doctor.dedupe import Duplicates, dedupe, skip_rows
 from pretrain.doctor.near import BITS, apart, candidates
 from pretrain.doctor.sample import Samples

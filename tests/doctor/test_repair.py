@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.index import open_index
+from pretrain.data.shard.index import open_index
 from pretrain.doctor.repair import Repair, distinct, repair
 from pretrain.doctor.verify import verify
 from pretrain.records import UserError

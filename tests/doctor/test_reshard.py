@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pretrain.data import write
-from pretrain.data.index import Index, open_index
-from pretrain.data.skip import Skipped, write_skip_list
+from pretrain.data.shard.index import Index, open_index
+from pretrain.data.shard.skip import Skipped, write_skip_list
 from pretrain.doctor.reshard import Resharding, reshard
 from pretrain.doctor.sample import Samples
 from pretrain.doctor.shrink import resized, shrink

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pretrain.data.index import open_index
+from pretrain.data.shard.index import open_index
 from pretrain.data.store.source import access_of
 from pretrain.doctor.sample import Samples
 from tests.data.shards import write_shards

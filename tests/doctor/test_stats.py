@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.data.index import open_index
+from pretrain.data.shard.index import open_index
 from pretrain.data.store.source import Reader
 from pretrain.doctor.stats import stats
 from pretrain.doctor.verify import verify

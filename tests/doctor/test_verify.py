@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.index import open_index, write_index
 from pretrain.data.module import ShardData
-from pretrain.data.sidecar import scan
+from pretrain.data.shard.index import open_index, write_index
+from pretrain.data.shard.sidecar import scan
 from pretrain.doctor.verify import Report, verify
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import image_bytes, write_shards, write_tar

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from pretrain.config import secret
 from pretrain.config.arguments import quote
 from pretrain.config.check import mistakes
-from pretrain.data.index import open_index
+from pretrain.data.shard.index import open_index
 from pretrain.records import UserError
 from tests.job import Job
 from tests.scripts import run_script

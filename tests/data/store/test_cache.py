@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.index import open_index
 from pretrain.data.module import ShardData
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream
+from pretrain.data.shard.index import open_index
 from pretrain.data.store import cache as module
 from pretrain.data.store.cache import Cache, bytes_of, problems
 from pretrain.data.store.source import Reader, access_of

@@ -12,8 +12,8 @@ import fsspec
 import pytest
 
 from pretrain.config.secret import hidden
-from pretrain.data.index import open_index
 from pretrain.data.module import ShardData
+from pretrain.data.shard.index import open_index
 from pretrain.data.store import objects, patience
 from pretrain.data.store.objects import Objects
 from pretrain.data.store.source import Access, Reader, ReadError, expand

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.index import open_index
 from pretrain.data.order import Order, Shuffle
 from pretrain.data.reader import BatchStream
+from pretrain.data.shard.index import open_index
 from pretrain.data.store import patience, source
 from pretrain.data.store.source import Reader, ReadError, expand
 from pretrain.data.windows import Numbers

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.tar import DamagedTarError, Member, members
+from pretrain.data.shard.tar import DamagedTarError, Member, members
 from tests.data.shards import write_tar
 
 MEMBERS = [("a.jpg", b""), ("b.jpg", b"x" * 700), ("c.cls", b"7"), ("d.jpg", b"y" * 512)]

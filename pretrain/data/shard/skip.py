@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.problem import UserError
-from pretrain.data.sidecar import Shard
+from pretrain.data.shard.sidecar import Shard
 from pretrain.files import replace_file
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ import numpy as np
 
 from pretrain.config import secret
 from pretrain.config.problem import UserError
-from pretrain.data.sample import EXTENSIONS, AmbiguousSampleError, Sample, group
+from pretrain.data.shard.sample import EXTENSIONS, AmbiguousSampleError, Sample, group
+from pretrain.data.shard.tar import DamagedTarError, members
 from pretrain.data.store import source
-from pretrain.data.tar import DamagedTarError, members
 from pretrain.files import replace_file
 
 _MAGIC = b"PRTIDX2\n"

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from pretrain.config.problem import UserError
-from pretrain.data import listing
-from pretrain.data.crew import scan_all
-from pretrain.data.listing import owns_index as owns_index
-from pretrain.data.listing import write_index as write_index
-from pretrain.data.sidecar import Part, Shard, Sidecar
-from pretrain.data.skip import Members, Paths, skipped_of
+from pretrain.data.shard import listing
+from pretrain.data.shard.crew import scan_all
+from pretrain.data.shard.listing import owns_index as owns_index
+from pretrain.data.shard.listing import write_index as write_index
+from pretrain.data.shard.sidecar import Part, Shard, Sidecar
+from pretrain.data.shard.skip import Members, Paths, skipped_of
 from pretrain.data.store import source
 
 _MAPPED = 4096  # sidecars at a time: Linux lets a process map 65,530 files

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pretrain.config.problem import UserError
-from pretrain.data.sidecar import Shard
+from pretrain.data.shard.sidecar import Shard
 from pretrain.data.store import source
 
 CLASSES = "classes.json"  # beside the shards: the name of each class number

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.problem import UserError
-from pretrain.data import claim, crew, index, listing, sidecar
-from pretrain.data.claim import Claims
-from pretrain.data.index import Index, open_index
+from pretrain.data.shard import claim, crew, index, listing, sidecar
+from pretrain.data.shard.claim import Claims
+from pretrain.data.shard.index import Index, open_index
 from pretrain.data.store import source
 from tests.data.shards import image_bytes, write_shards, write_tar
 
@@ -30,8 +30,10 @@ from tests.data.shards import image_bytes, write_shards, write_tar
 BUILD = """
     import sys, time
     from pathlib import Path
-    from pretrain.data import claim, crew, sidecar
-    from pretrain.data.index import open_index
+    from pretrain.data.shard import claim
+    from pretrain.data.shard import crew
+    from pretrain.data.shard import sidecar
+    from pretrain.data.shard.index import open_index
     def lines(path):
         return Path(path).exists() and len(Path(path).read_text().split())
     original = sidecar._scan
@@ -335,7 +337,7 @@ def test_a_sidecar_of_another_shard_is_never_used(tmp_path: Path) -> None:
 
 def test_scanning_needs_no_torch() -> None:
     """A process for each core starts for it."""
-    code = "import sys, pretrain.data.crew; sys.exit('torch' in sys.modules)"
+    code = "import sys, pretrain.data.shard.crew; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

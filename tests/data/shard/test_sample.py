@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.index import open_index
-from pretrain.data.sample import IMAGES
+from pretrain.data.shard.index import open_index
+from pretrain.data.shard.sample import IMAGES
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_tar
 

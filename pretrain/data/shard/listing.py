@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import secret
-from pretrain.data.sidecar import Shard, from_sidecar, modified
+from pretrain.data.shard.sidecar import Shard, from_sidecar, modified
 from pretrain.data.store import source
 from pretrain.files import replace_file
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pretrain.config.problem import UserError
-from pretrain.data.claim import Claims
-from pretrain.data.sidecar import Shard, from_sidecar, scan
+from pretrain.data.shard.claim import Claims
+from pretrain.data.shard.sidecar import Shard, from_sidecar, scan
 from pretrain.data.store.source import PLAIN, Access
 from pretrain.launch.process import spawning
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from pretrain.data.tar import Member
+from pretrain.data.shard.tar import Member
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "npy")  # of several, the first is the image
 LABELS = ("cls", "json")

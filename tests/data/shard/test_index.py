@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pretrain.data import index, sidecar
-from pretrain.data.index import open_index
+from pretrain.data.shard import index, sidecar
+from pretrain.data.shard.index import open_index
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_shards, write_tar
 
