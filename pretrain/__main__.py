@@ -81,7 +81,7 @@ def run(cfg: DictConfig) -> None:
 
     from pretrain import build
     from pretrain.config import hydra_settings, secret
-    from pretrain.data.loader import death_of_reader
+    from pretrain.data.stream.loader import death_of_reader
     from pretrain.launch import local as launch
     from pretrain.launch.world import World
     from pretrain.records import UserError

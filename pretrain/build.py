@@ -19,7 +19,7 @@ from pretrain.assemble import as_exported, instantiate, objective_of
 from pretrain.callback.step import Context
 from pretrain.config import secret
 from pretrain.data.module import ShardData
-from pretrain.data.report import BadSamples, write_report
+from pretrain.data.stream.report import BadSamples, write_report
 from pretrain.nn.attention import kernel_for
 from pretrain.objective.objective import Objective
 from pretrain.plan import Plan, plan

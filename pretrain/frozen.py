@@ -17,15 +17,15 @@ from tqdm import tqdm
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.config import secret
 from pretrain.config.check import check_nodes
-from pretrain.data.loader import Loader
 from pretrain.data.opening import Patterns, open_shards
-from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream
-from pretrain.data.report import BadSamples
 from pretrain.data.shard import label
 from pretrain.data.shard.index import Index
 from pretrain.data.shard.label import Labels
-from pretrain.data.windows import Numbers
+from pretrain.data.stream.loader import Loader
+from pretrain.data.stream.order import Order, Shuffle
+from pretrain.data.stream.reader import BatchStream
+from pretrain.data.stream.report import BadSamples
+from pretrain.data.stream.windows import Numbers
 from pretrain.encoder.encoder import Encoder
 from pretrain.files import replace_file
 from pretrain.interop import export

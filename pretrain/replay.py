@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pretrain.config import secret
-from pretrain.data.loader import Loader
 from pretrain.data.opening import NamedPatterns, Patterns, open_training
-from pretrain.data.order import Shuffle
-from pretrain.data.reader import BatchStream
 from pretrain.data.store.source import access_of
-from pretrain.data.windows import Numbers
+from pretrain.data.stream.loader import Loader
+from pretrain.data.stream.order import Shuffle
+from pretrain.data.stream.reader import BatchStream
+from pretrain.data.stream.windows import Numbers
 from pretrain.frozen import configured, default_device
 from pretrain.objective.objective import Objective
 from pretrain.optim.clip import gradient_norms, total_norm

@@ -75,7 +75,7 @@ def decode_whole(data: bytes, boxes_of: region.Boxes) -> tuple[Pixels, list[crop
 
 
 def ours(specs: Sequence[ViewSpec], decode_for: Callable[..., tuple[Pixels, list[crop.Box]]] = decode_whole) -> Work:
-    """Decodes once and cuts all views, as `pretrain/data/reader.py` does."""
+    """Decodes once and cuts all views, as `pretrain/data/stream/reader.py` does."""
     each = [spec for spec in specs for _ in range(spec.count)]
 
     def work(files: Sequence[bytes]) -> None:

@@ -34,11 +34,11 @@ from tqdm import tqdm
 
 from pretrain.config.arguments import script
 from pretrain.data.opening import open_shards
-from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream
 from pretrain.data.shard.index import Index
 from pretrain.data.store import source
-from pretrain.data.windows import Numbers, Windows
+from pretrain.data.stream.order import Order, Shuffle
+from pretrain.data.stream.reader import BatchStream
+from pretrain.data.stream.windows import Numbers, Windows
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 

@@ -29,8 +29,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pretrain.config.arguments import script
-from pretrain.data.order import Order, Shuffle
-from pretrain.data.windows import neighbours
+from pretrain.data.stream.order import Order, Shuffle
+from pretrain.data.stream.windows import neighbours
 from pretrain.records import UserError
 
 COLUMNS = ["streams", "run length", "run window", "window", "batch", "classes (true)", "fewest (true)"]

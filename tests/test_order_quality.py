@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain.data.order import Order, Shuffle
+from pretrain.data.stream.order import Order, Shuffle
 from tests.scripts import FOLDER, loaded, run_script
 
 SCRIPT = loaded("order_quality")

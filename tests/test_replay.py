@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.data import reader
 from pretrain.data.opening import open_shards
 from pretrain.data.shard.skip import Skipped, write_skip_list
+from pretrain.data.stream import reader
 from pretrain.objective.dino import DINO
 from pretrain.records import UserError
 from pretrain.replay import Replay, ReplayArguments

@@ -10,17 +10,17 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pretrain.data.loader import Loader
 from pretrain.data.opening import NamedPatterns, Patterns, mixture_problems, named, open_shards, open_training
-from pretrain.data.order import Order, SampleOrder, Shuffle
-from pretrain.data.reader import BatchStream
-from pretrain.data.report import BadSamples
 from pretrain.data.shard import skip as skip_lists
 from pretrain.data.shard.index import Index
 from pretrain.data.shard.label import Labels, mistake
 from pretrain.data.store import cache, source
+from pretrain.data.stream.loader import Loader
+from pretrain.data.stream.order import Order, SampleOrder, Shuffle
+from pretrain.data.stream.reader import BatchStream
+from pretrain.data.stream.report import BadSamples
+from pretrain.data.stream.windows import Numbers
 from pretrain.data.training import fitted
-from pretrain.data.windows import Numbers
 from pretrain.records import Problem
 from pretrain.view import region
 from pretrain.view.spec import ViewSpec

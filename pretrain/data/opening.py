@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pretrain.data import mixture
 from pretrain.data.shard.index import Index, count_known, open_index
 from pretrain.data.store import source
+from pretrain.data.stream import mixture
 from pretrain.data.training import TrainingShards, source_shares
 from pretrain.records import Problem, SourceShare, UserError
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from pretrain.data import mixture
-from pretrain.data.order import Order, SampleOrder, Shuffle
 from pretrain.data.shard.index import Index
+from pretrain.data.stream import mixture
+from pretrain.data.stream.order import Order, SampleOrder, Shuffle
 from pretrain.records import SourceShare
 
 

@@ -17,8 +17,8 @@ from pretrain import build
 from pretrain.callback import online_knn
 from pretrain.config.check import check
 from pretrain.config.overrides import composed
-from pretrain.data.loader import Loader
 from pretrain.data.opening import open_shards
+from pretrain.data.stream.loader import Loader
 from pretrain.frozen import load
 from pretrain.probe import knn
 from pretrain.probe.features import extract, pooled

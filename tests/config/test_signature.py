@@ -19,7 +19,7 @@ from pretrain.config.signature import locate, matches
         ([1, 2.5], tuple[float, float], True),
         (["a"], list[float], False),
         (3, list[int], False),
-        ({"_target_": "pretrain.data.order.Shuffle"}, int, False),
+        ({"_target_": "pretrain.data.stream.order.Shuffle"}, int, False),
     ],
 )
 def test_values_match_their_hints(value: Any, hint: Any, expected: bool) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.data.loader import Loader
 from pretrain.data.module import ShardData
+from pretrain.data.stream.loader import Loader
 from pretrain.view.color import Prepare
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import image_bytes, write_tar

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pretrain.data.loader import READERS
 from pretrain.data.module import ShardData
-from pretrain.data.order import Shuffle
+from pretrain.data.stream.loader import READERS
+from pretrain.data.stream.order import Shuffle
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import write_shards, write_tar
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.data.loader import READERS, Loader
 from pretrain.data.module import ShardData
 from pretrain.data.opening import open_shards
-from pretrain.data.order import Order, Shuffle
 from pretrain.data.shard.index import Index
 from pretrain.data.shard.sidecar import Part
+from pretrain.data.stream.loader import READERS, Loader
+from pretrain.data.stream.order import Order, Shuffle
 from pretrain.records import Batch, UserError
 from pretrain.trainer.run_folder import differences
 from pretrain.view import region
@@ -123,7 +123,7 @@ SCRIPT = """
     batches = iter(loader)
     for _ in range(5):
         next(batches)
-    from pretrain.data.loader import READERS
+    from pretrain.data.stream.loader import READERS
     print(next(iter(READERS)).pid, flush=True)
     sys.stdin.readline()
     if sys.argv[3] == "raise":

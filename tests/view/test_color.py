@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pretrain.config.check import check_nodes
-from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream
 from pretrain.data.shard.index import open_index
-from pretrain.data.windows import Numbers
+from pretrain.data.stream.order import Order, Shuffle
+from pretrain.data.stream.reader import BatchStream
+from pretrain.data.stream.windows import Numbers
 from pretrain.records import Batch
 from pretrain.view import adjust, color
 from pretrain.view.color import Draw, Prepare

@@ -10,11 +10,11 @@ import pytest
 
 from pretrain.config.overrides import composed
 from pretrain.data.module import ShardData
-from pretrain.data.order import Order
-from pretrain.data.reader import BatchStream
 from pretrain.data.shard.index import open_index
 from pretrain.data.shard.label import Labels, UnknownClassError, mistake
-from pretrain.data.windows import Inline, Numbers, Windows
+from pretrain.data.stream.order import Order
+from pretrain.data.stream.reader import BatchStream
+from pretrain.data.stream.windows import Inline, Numbers, Windows
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import image_bytes, write_tar

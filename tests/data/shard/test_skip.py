@@ -15,10 +15,10 @@ import pytest
 from pretrain.config.check import check_nodes
 from pretrain.data.module import ShardData
 from pretrain.data.opening import known_size, open_shards
-from pretrain.data.order import Order, Shuffle
 from pretrain.data.shard.index import Index, open_index
 from pretrain.data.shard.sidecar import Shard
 from pretrain.data.shard.skip import Skipped, skipped_of, write_skip_list
+from pretrain.data.stream.order import Order, Shuffle
 from pretrain.frozen import ProbeArguments, open_probe_data
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec

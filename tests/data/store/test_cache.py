@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.module import ShardData
-from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream
 from pretrain.data.shard.index import open_index
 from pretrain.data.store import cache as module
 from pretrain.data.store.cache import Cache, bytes_of, problems
 from pretrain.data.store.source import Reader, access_of
-from pretrain.data.windows import Numbers
+from pretrain.data.stream.order import Order, Shuffle
+from pretrain.data.stream.reader import BatchStream
+from pretrain.data.stream.windows import Numbers
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import write_shards

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream
 from pretrain.data.shard.index import open_index
 from pretrain.data.store import patience, source
 from pretrain.data.store.source import Reader, ReadError, expand
-from pretrain.data.windows import Numbers
+from pretrain.data.stream.order import Order, Shuffle
+from pretrain.data.stream.reader import BatchStream
+from pretrain.data.stream.windows import Numbers
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import write_shards

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pretrain.data.opening import open_shards
-from pretrain.data.report import BadSamples, write_report
+from pretrain.data.stream.report import BadSamples, write_report
 from pretrain.frozen import load
 from pretrain.records import Replaced, UserError
 from tests.data.shards import image_bytes, write_tar

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pretrain.data.order import Ints, Order, Shuffle, Window
+from pretrain.data.stream.order import Ints, Order, Shuffle, Window
 from pretrain.random import Purpose, uniform, words
 from pretrain.records import Problem
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from queue import PriorityQueue
 from typing import Any
 
-from pretrain.data.order import SampleOrder
 from pretrain.data.shard.index import Index
 from pretrain.data.shard.sidecar import Part
 from pretrain.data.store.source import Reader
+from pretrain.data.stream.order import SampleOrder
 
 _GAP = 4  # a range read goes on over members that it does not need if there are fewer than this
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from pretrain.data.order import Order, Shuffle
+from pretrain.data.stream.order import Order, Shuffle
 
 
 def random_case(number: int) -> tuple[list[int], Shuffle]:

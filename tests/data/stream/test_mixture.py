@@ -17,19 +17,19 @@ import torch
 from pretrain.config.arguments import quote
 from pretrain.config.check import mistakes
 from pretrain.config.overrides import composed
-from pretrain.data import mixture
-from pretrain.data.mixture import HAND, Mixture
 from pretrain.data.module import ShardData
 from pretrain.data.opening import known_shares, known_size, open_training
-from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream
+from pretrain.data.stream import mixture
+from pretrain.data.stream.mixture import HAND, Mixture
+from pretrain.data.stream.order import Order, Shuffle
+from pretrain.data.stream.reader import BatchStream
+from pretrain.data.stream.windows import Inline, Numbers, Windows
 from pretrain.data.training import TrainingShards
-from pretrain.data.windows import Inline, Numbers, Windows
 from pretrain.plan import plan
 from pretrain.records import SourceShare, UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import image_bytes, write_shards, write_tar
-from tests.data.test_reader import colours
+from tests.data.stream.test_reader import colours
 from tests.job import Job
 from tests.scripts import run_script
 

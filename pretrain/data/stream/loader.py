@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from pretrain.data.reader import BatchStream, BrokenDataError
-from pretrain.data.report import BadSamples
-from pretrain.data.ring import Parcel, Ring
 from pretrain.data.shard.label import UnknownClassError
 from pretrain.data.store.source import ReadError
+from pretrain.data.stream.reader import BatchStream, BrokenDataError
+from pretrain.data.stream.report import BadSamples
+from pretrain.data.stream.ring import Parcel, Ring
 from pretrain.launch.process import spawning
 from pretrain.records import Batch, UserError
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from pretrain.data.order import SampleOrder
-from pretrain.data.ring import Ring, empty_views
 from pretrain.data.shard.index import Index
 from pretrain.data.shard.label import Labels
 from pretrain.data.shard.sample import IMAGES
 from pretrain.data.shard.sidecar import Part
 from pretrain.data.store.source import is_remote
-from pretrain.data.windows import Inline, Numbers, Windows
+from pretrain.data.stream.order import SampleOrder
+from pretrain.data.stream.ring import Ring, empty_views
+from pretrain.data.stream.windows import Inline, Numbers, Windows
 from pretrain.records import Batch, Replaced
 from pretrain.view import color, crop
 from pretrain.view.array import decode_array

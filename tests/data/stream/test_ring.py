@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pretrain.data.module import ShardData
-from pretrain.data.ring import Parcel, Ring
+from pretrain.data.stream.ring import Parcel, Ring
 from pretrain.records import Batch
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import write_shards

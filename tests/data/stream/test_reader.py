@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.data.order import Order, Shuffle
-from pretrain.data.reader import BatchStream, BrokenDataError
 from pretrain.data.shard.index import Index, open_index
-from pretrain.data.windows import Inline, Numbers, Windows
+from pretrain.data.stream.order import Order, Shuffle
+from pretrain.data.stream.reader import BatchStream, BrokenDataError
+from pretrain.data.stream.windows import Inline, Numbers, Windows
 from pretrain.records import Batch
 from pretrain.view import crop, region
 from pretrain.view.decode import decode
@@ -90,7 +90,7 @@ def test_a_finite_stream_ends_with_what_is_left(index: Index) -> None:
 
 def test_bytes_are_let_go(index: Index) -> None:
     reading = stream(index, Numbers(0, 1, 4))
-    from pretrain.data.windows import Inline, Windows
+    from pretrain.data.stream.windows import Inline, Windows
 
     windows = Windows(index, reading.order, reading.numbers, Inline())
     most = 0
