@@ -3,7 +3,7 @@
 python scripts/make_digits.py out=runs/demo-data
 
 With scenes=true each digit gives `repeats` scenes, where it stands several times, anywhere and in random colours
-(`pretrain/data/digits.py`): pixels no longer tell digits apart.
+(`pretrain/data/pack/digits.py`): pixels no longer tell digits apart.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from pretrain.config.arguments import script
-from pretrain.data.digits import scene
-from pretrain.data.write import write_sets
+from pretrain.data.pack.digits import scene
+from pretrain.data.pack.write import write_sets
 from pretrain.files import replace_file
 from pretrain.records import UserError
 

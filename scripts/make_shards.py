@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.config.arguments import script
-from pretrain.data import imagenet
-from pretrain.data.gather import Gathered, Picture, gather
+from pretrain.data.pack import imagenet
+from pretrain.data.pack.gather import Gathered, Picture, gather
+from pretrain.data.pack.write import write_sets
 from pretrain.data.shard.label import CLASSES, read_classes
-from pretrain.data.write import write_sets
 from pretrain.records import UserError
 
 

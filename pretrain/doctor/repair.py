@@ -18,10 +18,10 @@ from typing import IO
 
 from tqdm import tqdm
 
+from pretrain.data.pack.write import make_folder, write_tar
 from pretrain.data.shard.index import write_index
 from pretrain.data.shard.sidecar import Shard, scan
 from pretrain.data.store import source
-from pretrain.data.write import make_folder, write_tar
 from pretrain.doctor.finding import Finding
 from pretrain.doctor.parallel import ordered
 from pretrain.doctor.shard import Content, is_unsafe, local_copy, read_member, read_shard, safe_key

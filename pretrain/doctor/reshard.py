@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.data.pack.write import write_sets
 from pretrain.data.shard.index import Index, open_index
 from pretrain.data.shard.label import read_classes
 from pretrain.data.store import source
-from pretrain.data.write import write_sets
 from pretrain.doctor.repair import distinct
 from pretrain.doctor.sample import Samples, refuse_none
 from pretrain.doctor.shard import refuse_their_folder

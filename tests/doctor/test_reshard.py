@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.data import write
+from pretrain.data.pack import write
 from pretrain.data.shard.index import Index, open_index
 from pretrain.data.shard.skip import Skipped, write_skip_list
 from pretrain.doctor.reshard import Resharding, reshard

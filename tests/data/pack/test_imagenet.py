@@ -15,8 +15,8 @@ import webdataset
 from scipy.io import savemat
 
 from pretrain.config.problem import UserError
-from pretrain.data import imagenet
-from pretrain.data.gather import Picture
+from pretrain.data.pack import imagenet
+from pretrain.data.pack.gather import Picture
 from tests.data.shards import image_bytes
 from tests.scripts import run_script
 

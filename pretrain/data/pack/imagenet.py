@@ -19,7 +19,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from pretrain.config.problem import UserError
-from pretrain.data.gather import Picture
+from pretrain.data.pack.gather import Picture
 
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", ".")
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"

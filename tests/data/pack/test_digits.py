@@ -12,7 +12,7 @@ import sklearn.datasets
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
-from pretrain.data.digits import scene
+from pretrain.data.pack.digits import scene
 from tests.scripts import run_script
 
 DIGITS = sklearn.datasets.load_digits()
@@ -23,12 +23,14 @@ def draw(number: int, seed: int = 0, side: int = 32) -> NDArray[np.uint8]:
 
 
 def plain_ground(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("pretrain.data.digits._NOISE", 0.0)
-    patch.setattr("pretrain.data.digits._TEXTURE", (0.0, 0.0))
+    patch.setattr("pretrain.data.pack.digits._NOISE", 0.0)
+    patch.setattr("pretrain.data.pack.digits._TEXTURE", (0.0, 0.0))
 
 
 def white_on_black(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("pretrain.data.digits._colour", lambda rng, luminance: np.full(3, float(luminance > 0.5), np.float32))
+    patch.setattr(
+        "pretrain.data.pack.digits._colour", lambda rng, luminance: np.full(3, float(luminance > 0.5), np.float32)
+    )
 
 
 def test_a_scene_is_a_function_of_its_random_numbers() -> None:
@@ -43,7 +45,7 @@ def test_a_scene_is_a_function_of_its_random_numbers() -> None:
 def test_the_digit_is_wholly_inside_and_moves_to_every_border(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_ground(monkeypatch)
     white_on_black(monkeypatch)
-    monkeypatch.setattr("pretrain.data.digits._COPIES", 1)
+    monkeypatch.setattr("pretrain.data.pack.digits._COPIES", 1)
     borders = set()
     for seed in range(300):
         picture = scene(np.full((8, 8), 16.0), np.random.default_rng(seed), side)[..., 0]
@@ -65,9 +67,9 @@ def test_copies_keep_out_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Squares of ink: as many pixels as their areas make together, and nearly always as many as are asked for."""
     plain_ground(monkeypatch)
     white_on_black(monkeypatch)
-    monkeypatch.setattr("pretrain.data.digits._HEIGHT", (0.25, 0.25))
-    monkeypatch.setattr("pretrain.data.digits._ASPECT", (1.0, 1.0))
-    monkeypatch.setattr("pretrain.data.digits._COPIES", 4)
+    monkeypatch.setattr("pretrain.data.pack.digits._HEIGHT", (0.25, 0.25))
+    monkeypatch.setattr("pretrain.data.pack.digits._ASPECT", (1.0, 1.0))
+    monkeypatch.setattr("pretrain.data.pack.digits._COPIES", 4)
     inks = [(scene(np.full((8, 8), 16.0), np.random.default_rng(n)) == 255).all(-1).sum() for n in range(50)]
     assert {int(ink) % 64 for ink in inks} == {0}
     assert np.mean(inks) > 3.5 * 64

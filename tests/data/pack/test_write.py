@@ -15,10 +15,10 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pretrain.data.gather import gather
+from pretrain.data.pack.gather import gather
+from pretrain.data.pack.write import write_sets
 from pretrain.data.shard import crew
 from pretrain.data.shard.index import open_index
-from pretrain.data.write import write_sets
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_tar
 from tests.scripts import FOLDER, run_script
@@ -165,7 +165,7 @@ def test_a_second_set_joins_the_index_of_the_first(tmp_path: Path) -> None:
 # The script, which hangs when it comes to the fifth shard's first image.
 HANGS = """
     import runpy, sys, time
-    from pretrain.data import write
+    from pretrain.data.pack import write
     whole = write._write_tar
     def held(path, keys, load):
         hangs = path.name >= "train-000004"
