@@ -24,7 +24,7 @@ from pretrain.nn.attention import kernel_for
 from pretrain.objective.objective import Objective
 from pretrain.plan import Plan, plan
 from pretrain.probe.features import pooled
-from pretrain.records import Batch, RunState, UserError
+from pretrain.records import Batch, UserError
 from pretrain.trainer import checkpoint, weights
 from pretrain.trainer.clock import Clock
 from pretrain.trainer.failure_detector import FailureDetector
@@ -34,6 +34,7 @@ from pretrain.trainer.lifecycle import Save, Stop
 from pretrain.trainer.module import PretrainModule
 from pretrain.trainer.parallel import Hardware, quieten
 from pretrain.trainer.run_folder import RunFolder
+from pretrain.trainer.state import RunState
 from pretrain.trainer.team import Team, code_version
 from pretrain.view.color import Prepare
 

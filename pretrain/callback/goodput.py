@@ -19,7 +19,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from pretrain.callback.step import Context, StepCallback
 from pretrain.files import replace_file
-from pretrain.records import Problem, RunState, refuse
+from pretrain.records import Problem, refuse
+from pretrain.trainer.state import RunState
 
 log = logging.getLogger(__name__)
 

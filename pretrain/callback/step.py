@@ -11,7 +11,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from pretrain.records import Batch, RunState, StepOutput
+from pretrain.records import Batch, StepOutput
+from pretrain.trainer.state import RunState
 
 
 @dataclass(frozen=True)

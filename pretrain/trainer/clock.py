@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from pretrain.records import Progress, RunState
+from pretrain.records import Progress
+from pretrain.trainer.state import RunState
 
 
 class Clock:

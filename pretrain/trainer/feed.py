@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from pretrain.records import Batch, RunState
+from pretrain.records import Batch
+from pretrain.trainer.state import RunState
 
 
 class Feed:

@@ -24,10 +24,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from pretrain.records import Problem, RunState, UserError, refuse
+from pretrain.records import Problem, UserError, refuse
 from pretrain.trainer import checkpoint
 from pretrain.trainer.clock import Clock
 from pretrain.trainer.shard import local
+from pretrain.trainer.state import RunState
 from pretrain.trainer.team import Team
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pretrain.callback.pictures import draw_curves
-from pretrain.records import RunState
+from pretrain.trainer.state import RunState
 from tests.data.shards import write_shards
 from tests.job import Job
 

@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.callback import goodput
 from pretrain.callback.goodput import Account, line, shares
-from pretrain.records import RunState
+from pretrain.trainer.state import RunState
 from tests.job import Job
 
 

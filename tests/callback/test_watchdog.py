@@ -13,7 +13,7 @@ import pytest
 
 from pretrain.callback import watchdog
 from pretrain.callback.watchdog import EXIT_CODE, Watchdog
-from pretrain.records import RunState
+from pretrain.trainer.state import RunState
 
 
 def watchdog_of(folder: Path) -> Watchdog:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pretrain.records import RunState
 from pretrain.trainer.clock import Clock
 from pretrain.trainer.lifecycle import Stop
+from pretrain.trainer.state import RunState
 from tests import ranks
 from tests.job import Job
 from tests.program import Program

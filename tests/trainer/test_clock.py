@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from pretrain.records import Progress, RunState
+from pretrain.records import Progress
 from pretrain.trainer.clock import Clock
+from pretrain.trainer.state import RunState
 
 
 def test_by_steps() -> None:
