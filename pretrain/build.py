@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed.fsdp import FSDPModule
 
 from pretrain.assemble import as_exported, instantiate, objective_of
-from pretrain.callback.step import Context
+from pretrain.callbacks.step import Context
 from pretrain.config import secret
 from pretrain.data.module import ShardData
 from pretrain.data.stream.report import BadSamples, write_report

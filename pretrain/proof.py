@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pretrain.callback.journal import read_rows
+from pretrain.callbacks.journal import read_rows
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pretrain.callback.step import Context
+from pretrain.callbacks.step import Context
 
 Kind = Literal["broken", "killed", "reader", "raises", "hangs", "full", "killed_saving", "raises_saving"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pretrain import build
-from pretrain.callback.journal import read_rows
+from pretrain.callbacks.journal import read_rows
 from pretrain.config.check import check
 from pretrain.config.overrides import composed
 from tests.data.shards import write_shards

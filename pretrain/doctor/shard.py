@@ -1,10 +1,10 @@
 """A shard read as far as it can be: behind a damage, from the next header on.
 
-The index refuses a shard at its first damage (`pretrain/data/shard/tar.py`). Here what lies behind is found too: headers
-of the ustar family name themselves and hold a checksum, so that the next whole one can be searched for, at any byte. A
-member whose bytes hold such a header has lost some of its own, so that its size takes in what follows: it is given up,
-and reading goes on inside. So is one that is not followed by zeros up to the next block. (No checksum is of the
-members' bytes: an image in which some were changed is only found if it cannot be decoded, or by the index's hash.)
+The index refuses a shard at its first damage (`pretrain/data/shard/tar.py`). Here what lies behind is found too:
+headers of the ustar family name themselves and hold a checksum, so that the next whole one can be searched for, at any
+byte. A member whose bytes hold such a header has lost some of its own, so that its size takes in what follows: it is
+given up, and reading goes on inside. So is one that is not followed by zeros up to the next block. (No checksum is of
+the members' bytes: an image in which some were changed is only found if it cannot be decoded, or by the index's hash.)
 """
 
 from __future__ import annotations

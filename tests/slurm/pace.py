@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pretrain.callback.step import Context
+from pretrain.callbacks.step import Context
 
 
 class Slow(Callback):

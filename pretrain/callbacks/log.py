@@ -8,9 +8,9 @@ from typing import Literal
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from pretrain.callback.journal import Journal
-from pretrain.callback.step import Context, StepCallback
-from pretrain.callback.wandb import WandbProcess
+from pretrain.callbacks.journal import Journal
+from pretrain.callbacks.step import Context, StepCallback
+from pretrain.callbacks.wandb import WandbProcess
 from pretrain.records import Problem, refuse
 
 

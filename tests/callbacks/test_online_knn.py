@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pretrain import build
-from pretrain.callback import online_knn
+from pretrain.callbacks import online_knn
 from pretrain.config.check import check
 from pretrain.config.overrides import composed
 from pretrain.data.opening import open_shards

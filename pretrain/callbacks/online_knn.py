@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from lightning.pytorch import LightningModule, Trainer
 
-from pretrain.callback.step import Context, StepCallback
+from pretrain.callbacks.step import Context, StepCallback
 from pretrain.probe import knn
 from pretrain.probe.features import extract
 from pretrain.records import Batch, Problem, refuse

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pretrain.callback import watchdog
-from pretrain.callback.watchdog import EXIT_CODE, Watchdog
+from pretrain.callbacks import watchdog
+from pretrain.callbacks.watchdog import EXIT_CODE, Watchdog
 from pretrain.trainer.state import RunState
 
 

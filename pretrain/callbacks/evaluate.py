@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lightning.pytorch import Trainer
 
-from pretrain.callback.step import Context, StepCallback
+from pretrain.callbacks.step import Context, StepCallback
 from pretrain.records import Problem, refuse
 
 

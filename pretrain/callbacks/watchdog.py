@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 
-from pretrain.callback.step import Context, StepCallback
+from pretrain.callbacks.step import Context, StepCallback
 from pretrain.records import Problem, refuse
 
 _REMEMBERED = 50  # steps whose median is taken

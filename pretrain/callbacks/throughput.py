@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from pretrain.callback.step import Context, StepCallback
+from pretrain.callbacks.step import Context, StepCallback
 from pretrain.records import Problem, refuse
 
 

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pretrain.callback.journal import read_rows
-from pretrain.callback.step import Context, StepCallback
+from pretrain.callbacks.journal import read_rows
+from pretrain.callbacks.step import Context, StepCallback
 from pretrain.records import Batch, Problem, refuse
 
 matplotlib.use("Agg")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.callback import wandb
-from pretrain.callback.wandb import WandbProcess
+from pretrain.callbacks import wandb
+from pretrain.callbacks.wandb import WandbProcess
 from tests.job import Job
 
 

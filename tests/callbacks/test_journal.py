@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.callback.journal import Journal, read_rows
+from pretrain.callbacks.journal import Journal, read_rows
 
 
 def table(folder: Path) -> list[dict[str, str]]:

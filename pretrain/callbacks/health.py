@@ -14,7 +14,7 @@ from typing import Literal
 
 from lightning.pytorch import Trainer
 
-from pretrain.callback.step import Context, StepCallback
+from pretrain.callbacks.step import Context, StepCallback
 from pretrain.records import Batch, Problem, refuse
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 
-from pretrain.callback.step import Context, StepCallback
+from pretrain.callbacks.step import Context, StepCallback
 from pretrain.files import replace_file
 from pretrain.records import Problem, refuse
 from pretrain.trainer.state import RunState

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from pretrain.callback.step import Context, StepCallback
+from pretrain.callbacks.step import Context, StepCallback
 from pretrain.files import replace_file
 from pretrain.records import Batch
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from pretrain.callback import goodput
-from pretrain.callback.goodput import Account, line, shares
+from pretrain.callbacks import goodput
+from pretrain.callbacks.goodput import Account, line, shares
 from pretrain.trainer.state import RunState
 from tests.job import Job
 

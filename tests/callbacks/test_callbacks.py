@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.callback.pictures import draw_curves
+from pretrain.callbacks.pictures import draw_curves
 from pretrain.trainer.state import RunState
 from tests.data.shards import write_shards
 from tests.job import Job
