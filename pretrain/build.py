@@ -163,7 +163,7 @@ def run_of(cfg: DictConfig) -> Run:
     stop = Stop(clock, count_first_step=not hardware.compile, team=team, is_due=save.is_due)
     trainer = Trainer(
         **hardware.trainer_arguments(objective),
-        callbacks=[stop, *(instantiate(node)(context) for node in cfg.callback.values() if node), save],
+        callbacks=[stop, *(instantiate(node)(context) for node in cfg.callbacks.values() if node), save],
         max_epochs=-1,
         accumulate_grad_batches=sizes.accumulation,
         logger=False,

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
-from pretrain.config import secret
+from pretrain.config import renamed, secret
 from pretrain.config.check import check_nodes
 from pretrain.data.opening import Patterns, open_shards
 from pretrain.data.shard import label
@@ -40,7 +40,8 @@ from pretrain.view.spec import ViewSpec
 
 log = logging.getLogger(__name__)
 
-Weights = Literal["trained", "student", "random", "pixels"]
+Network = Literal["trained", "student", "random"]
+Features = Literal["trained", "student", "random", "pixels"]
 
 _BATCH = 256
 
@@ -61,20 +62,20 @@ class Frozen:
     objective_card: Card | None = None
     left: Sequence[str] = ()
 
-    def featurize(self, weights: Weights, pool: Pool | None, device: torch.device) -> Featurize:
-        """What a probe needs: uint8 batch → features [B, D]. With `weights=pixels` these are the normalised pixels."""
+    def featurize(self, kind: Features, pool: Pool | None, device: torch.device) -> Featurize:
+        """What a probe needs: uint8 batch → features [B, D]. Of kind `pixels` they are the normalised pixels."""
         prepare, encoder = Prepare([self.view], augment=False).to(device), self.encoder.to(device)
 
         def features(batch: Batch) -> torch.Tensor:
             images = prepare(batch.to(device)).views[0][0]
-            return images.flatten(1) if weights == "pixels" else pooled(encoder, images, pool or self.pool)
+            return images.flatten(1) if kind == "pixels" else pooled(encoder, images, pool or self.pool)
 
         return features
 
     def features(
         self,
         index: Index,
-        weights: Weights = "trained",
+        kind: Features = "trained",
         pool: Pool | None = None,
         num_workers: int = 4,
         labels: str | None = "cls",
@@ -91,7 +92,7 @@ class Frozen:
         stream = BatchStream(index, order, numbers, (self.view,), random=False, threads=num_workers, labels=where)
         loader = Loader(stream, max_bad_fraction=1.0, bad=BadSamples("it is left out"))
         batches = tqdm(loader, total=-(-index.num_samples // _BATCH), desc="features", delay=2)
-        result = extract(batches, self.featurize(weights, pool, default_device()), sought=str(where))
+        result = extract(batches, self.featurize(kind, pool, default_device()), sought=str(where))
         if loader.bad:
             log.warning("%s: they are left out", loader.bad)
         return result
@@ -133,9 +134,8 @@ class Frozen:
             "run_id": self.card.run_id,
             "step": self.card.step,
         }
-        print(
-            f"accuracy {accuracy:.2%}  ({protocol['protocol']}, {protocol['weights']} weights, step {self.card.step})"
-        )
+        probe = protocol.get("solver", "k-NN")
+        print(f"accuracy {accuracy:.2%}  ({probe}, {protocol['features']} features, step {self.card.step})")
         if out is not None:
             replace_file(Path(out), json.dumps(result, indent=1).encode())
 
@@ -149,7 +149,7 @@ class ProbeArguments:
     val: Patterns
     out: str | None = None
     pool: Pool | None = None
-    weights: Weights = "trained"
+    features: Features = "trained"
     num_workers: int = 4
     index_dir: str | None = None
     allow_pipe: bool = False
@@ -188,14 +188,14 @@ def default_device() -> torch.device:
 
 
 def load(
-    path: Path, weights: Weights = "trained", trust_checkpoint: bool = False, allow_targets: Sequence[str] = ()
+    path: Path, network: Features = "trained", trust_checkpoint: bool = False, allow_targets: Sequence[str] = ()
 ) -> Frozen:
     """The encoder of a run's newest checkpoint, or of an exported folder.
 
     Args:
         path: of the run's folder, or of an export.
-        weights: `trained` are those that are exported, where there is a teacher the teacher's; `student` are those that
-            the optimizer trained; `random` those that a run's seed began with (an export's: those of seed 0).
+        network: `trained` is the one that is exported, where there is a teacher the teacher; `student` is the one that
+            the optimizer trained; `random` and `pixels` have the weights that a run began with (an export: seed 0).
         trust_checkpoint: whether to load a checkpoint that another user could have written (see `trust.py`).
         allow_targets: packages whose encoders and objectives may be built, if the run's are not of this one. What the
             run's own files allow does not count.
@@ -205,27 +205,27 @@ def load(
     """
     exported = export.read(path)
     if exported is None:
-        return _from_run(path, weights, trust_checkpoint, allow_targets)
+        return _from_run(path, network, trust_checkpoint, allow_targets)
     card, state = exported
-    if weights == "student":
-        raise UserError(f"checkpoint={path}: an export holds one encoder; weights=student needs the run's folder")
+    if network == "student":
+        raise UserError(f"checkpoint={path}: an export holds one encoder; for the student give the run's folder")
     view = {"_target_": "pretrain.view.spec.ViewSpec"} | card.view
     _refuse(f"checkpoint={path}", check_nodes({"encoder": card.encoder, "view": view}, allow_targets))
     encoder, card, _ = after_pretraining(instantiate(card.encoder), card)
-    if weights == "trained":
+    if network == "trained":
         encoder.load_state_dict(state)
     return Frozen(encoder.eval(), ViewSpec(**card.view), card.pool, card)  # type: ignore[arg-type]
 
 
-def _from_run(path: Path, weights: Weights, trust_checkpoint: bool, allow_targets: Sequence[str]) -> Frozen:
+def _from_run(path: Path, network: Features, trust_checkpoint: bool, allow_targets: Sequence[str]) -> Frozen:
     if not (path / "config.yaml").is_file() or not (path / "run.json").is_file():
         raise UserError(f"checkpoint={path}: it is neither a run's folder nor an export")
     plain, objective = configured(path, f"checkpoint={path}", allow_targets)
     newest, step = checkpoint.newest(path / "checkpoints"), 0
-    if weights == "student" and objective.trained_encoder is objective.encoder_for_export:
+    if network == "student" and objective.trained_encoder is objective.encoder_for_export:
         name = type(objective).__name__
-        raise UserError(f"weights=student: {name} has no teacher; weights=trained is what it trained")
-    if weights in ("trained", "student"):
+        raise UserError(f"student: {name} has no teacher, its one network is called trained")
+    if network in ("trained", "student"):
         if newest is None:
             raise UserError(f"checkpoint={path}: the run has no complete checkpoint yet")
         refuse_untrusted(newest, trust_checkpoint, above=(path, newest.parent))
@@ -237,7 +237,7 @@ def _from_run(path: Path, weights: Weights, trust_checkpoint: bool, allow_target
     whole = Card(
         "", run_id, step, plain["encoder"], asdict(view), objective.pool, part="objective", objective=plain["objective"]
     )
-    chosen = objective.trained_encoder if weights == "student" else objective.encoder_for_export
+    chosen = objective.trained_encoder if network == "student" else objective.encoder_for_export
     encoder, card, left = after_pretraining(chosen, whole)
     return Frozen(encoder.eval(), view, objective.pool, card, objective.eval(), whole, left)
 
@@ -253,7 +253,7 @@ def configured(path: Path, asked: str, allow_targets: Sequence[str] = ()) -> tup
     Raises:
         UserError: it names what may not be built, or is not what a run wrote.
     """
-    plain: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True)
+    plain: Any = renamed.current(OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True))
     nodes = {key: plain[key] for key in ("encoder", "objective")}
     _refuse(asked, check_nodes(nodes, allow_targets))
     return plain, materialise(objective_of(OmegaConf.create(plain)), plain["seed"])  # what was checked, nothing else

@@ -74,7 +74,7 @@ def plan(cfg: DictConfig, num_samples: int, devices: int, sources: Mapping[str, 
         raise UserError(f"global_batch_size={batch}: cannot be split over {devices} devices; {below} or {above} could")
     if lines := too_few(batch, num_samples):
         raise UserError("\n".join(lines))
-    micro, accumulation = micro_batches(batch // devices, cfg.batch_size_per_device)
+    micro, accumulation = micro_batches(batch // devices, cfg.max_micro_batch_size)
     per_epoch = num_samples // batch
     return Plan(
         global_batch_size=batch,

@@ -159,7 +159,7 @@ class Trial:
     def _started(self, name: str, extra: Sequence[str]) -> Iterator[Started]:
         """The run; killed when the block ends."""
         out = self.folder / name
-        fixed = ["callback.log.every_steps=1", "callback.log.wandb=disabled", "callback.ledger.enabled=true"]
+        fixed = ["callbacks.log.every_steps=1", "callbacks.log.wandb=disabled", "callbacks.ledger.enabled=true"]
         words = [*self.words, *fixed, *extra, f"stop_after_steps={self.steps}", f"output_dir={out}"]
         process = self.start(words, self.folder / f"{name}.log")
         try:

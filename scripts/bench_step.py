@@ -67,7 +67,7 @@ def vit_mae(cfg: DictConfig) -> Any:
             decoder_num_attention_heads=decoder.num_heads,
             decoder_intermediate_size=int(decoder.embed_dim * decoder.mlp_ratio),
             mask_ratio=cfg.objective.mask_ratio,
-            norm_pix_loss=cfg.objective.norm_pix,
+            norm_pix_loss=cfg.objective.norm_pix_loss,
             layer_norm_eps=encoder.norm_eps,
             attn_implementation="sdpa",
         )
@@ -98,7 +98,7 @@ def hiera_mae(cfg: DictConfig) -> Any:
             decoder_depth=decoder.depth,
             decoder_num_heads=decoder.num_heads,
             mask_ratio=cfg.objective.mask_ratio,
-            normalize_pixel_loss=cfg.objective.norm_pix,
+            normalize_pixel_loss=cfg.objective.norm_pix_loss,
         )
     )
 

@@ -2,7 +2,7 @@
 
     python scripts/export.py checkpoint=runs/mae_vitb format=timm out=runs/mae_vitb/export/timm
 
-Of a teacher and its student the teacher is exported, or with `weights=student` the student.
+Of a teacher and its student the teacher is exported, or with `network=student` the student.
 `part=objective` exports the decoder too: `format=official`, and for Hiera `format=hf`.
 """
 
@@ -27,7 +27,7 @@ class Arguments:
     format: Literal["timm", "hf", "onnx", "official"]
     out: str
     part: Literal["encoder", "objective"] = "encoder"
-    weights: Literal["trained", "student"] = "trained"  # where there is a teacher, `trained` is the teacher
+    network: Literal["trained", "student"] = "trained"  # where there is a teacher, `trained` is the teacher
     trust_checkpoint: bool = False  # of another user, or writable by everybody
     allow_targets: tuple[str, ...] = ()  # packages of the run's encoder and objective
 
@@ -35,7 +35,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     logging.getLogger("timm").setLevel(logging.WARNING)
     a, out = arguments, Path(arguments.out)
-    frozen = load(Path(a.checkpoint), a.weights, a.trust_checkpoint, a.allow_targets)
+    frozen = load(Path(a.checkpoint), a.network, a.trust_checkpoint, a.allow_targets)
     card, model = frozen.card, cast(nn.Module, frozen.encoder)
     if arguments.part == "encoder" and frozen.left:
         print("left out, since it served pretraining alone: " + ", ".join(frozen.left))

@@ -24,12 +24,12 @@ def main(a: Arguments) -> None:
     if a.k < 1 or a.temperature <= 0:
         raise UserError(f"k={a.k} must be at least 1, and temperature={a.temperature} positive")
     indexes = open_probe_data(a)
-    frozen = load(Path(a.checkpoint), a.weights, a.trust_checkpoint, a.allow_targets)
+    frozen = load(Path(a.checkpoint), a.features, a.trust_checkpoint, a.allow_targets)
     (train, labels), (val, val_labels) = (
-        frozen.features(one, a.weights, a.pool, a.num_workers, a.labels) for one in indexes
+        frozen.features(one, a.features, a.pool, a.num_workers, a.labels) for one in indexes
     )
     predictions = knn.predict(train, labels, val, a.k, a.temperature)
-    protocol = asdict(a) | {"protocol": "knn", "similarity": "cosine", "pool": a.pool or frozen.pool}
+    protocol = asdict(a) | {"probe": "knn", "similarity": "cosine", "pool": a.pool or frozen.pool}
     samples = {"train": len(train), "val": len(val)}
     frozen.write(a.out, knn.accuracy(predictions, val_labels), samples, protocol)
 

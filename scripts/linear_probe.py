@@ -3,8 +3,8 @@
     python scripts/linear_probe.py checkpoint=runs/mae_vitb 'train=shards/train-*.tar' 'val=shards/val-*.tar'
     out=linear.json
 
-protocol=closed is logistic regression on standardised features to convergence, C from {.001, .01, .1}, best on val;
-protocol=paper is the published recipe of MAE: LARS, batch norm, augmentation (batch_size, epochs, … are for it alone;
+solver=logreg is logistic regression on standardised features to convergence, C from {.001, .01, .1}, best on val;
+solver=sgd is the published recipe of MAE: LARS, batch norm, augmentation (batch_size, epochs, … are for it alone;
 classes is by default what val has).
 """
 
@@ -27,7 +27,7 @@ from pretrain.records import UserError
 
 @dataclass(frozen=True)
 class Arguments(ProbeArguments):
-    protocol: Literal["closed", "paper"] = "closed"
+    solver: Literal["logreg", "sgd"] = "logreg"
     batch_size: int = 16384
     epochs: int = 90
     warmup_epochs: int = 10
@@ -38,15 +38,15 @@ class Arguments(ProbeArguments):
 
 def main(a: Arguments) -> None:
     indexes = open_probe_data(a)
-    micro = micro_batch(a, indexes[0].num_samples) if a.protocol == "paper" else 0
-    frozen = load(Path(a.checkpoint), a.weights, a.trust_checkpoint, a.allow_targets)
-    protocol = asdict(a) | {"pool": a.pool or frozen.pool}
-    val, val_labels = frozen.features(indexes[1], a.weights, a.pool, a.num_workers, a.labels)
-    if a.protocol == "paper":
+    micro = micro_batch(a, indexes[0].num_samples) if a.solver == "sgd" else 0
+    frozen = load(Path(a.checkpoint), a.features, a.trust_checkpoint, a.allow_targets)
+    protocol = asdict(a) | {"probe": "linear", "pool": a.pool or frozen.pool}
+    val, val_labels = frozen.features(indexes[1], a.features, a.pool, a.num_workers, a.labels)
+    if a.solver == "sgd":
         result = by_the_paper(a, frozen, indexes[0], micro, val, val_labels)
         frozen.write(a.out, result, {"train": indexes[0].num_samples, "val": len(val)}, protocol)
         return
-    train, labels = frozen.features(indexes[0], a.weights, a.pool, a.num_workers, a.labels)
+    train, labels = frozen.features(indexes[0], a.features, a.pool, a.num_workers, a.labels)
     by_strength = linear.fit(train, labels, val, val_labels)
     best = max(by_strength, key=lambda strength: by_strength[strength])
     samples = {"train": len(train), "val": len(val)}
@@ -54,10 +54,10 @@ def main(a: Arguments) -> None:
 
 
 def micro_batch(a: Arguments, num_samples: int) -> int:
-    """How many samples the paper's protocol normalises at once: the most that divide its batch.
+    """How many samples the published recipe normalises at once: the most that divide its batch.
 
     Raises:
-        UserError: with all that is wrong with the arguments of that protocol.
+        UserError: with all that is wrong with the arguments of that recipe.
     """
     lines = []
     if not 0 <= a.warmup_epochs < a.epochs:

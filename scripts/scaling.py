@@ -1,8 +1,8 @@
 """Says, on paper, what a run on many nodes sends, how long that takes, and up to how many nodes it stays hidden.
 
-    python scripts/scaling.py +experiment=mae_vitl nodes=8
-    python scripts/scaling.py 'experiments=[mae_vitb,mae_vitl]' nodes=8 adapters=1 out=scaling.json
-    python scripts/scaling.py +experiment=mae_vitl nodes=8 dry_run=true
+    python scripts/scaling.py +experiment=mae_vitl num_nodes=8
+    python scripts/scaling.py 'experiments=[mae_vitb,mae_vitl]' num_nodes=8 adapters=1 out=scaling.json
+    python scripts/scaling.py +experiment=mae_vitl num_nodes=8 dry_run=true
 
 Cells with three values are for trainer=ddp, trainer=fsdp (sharded inside a node) and trainer=fsdp with
 trainer.sharding=full (over all ranks). `dry_run` makes a step of one rank with fake messages and fake weights, and sets
@@ -36,7 +36,7 @@ BYTES = {"bfloat16": 2, "float32": 4}
 @dataclass(frozen=True)
 class Arguments:
     experiments: list[str] | None = None  # several recipes, one row each
-    nodes: int = 8
+    num_nodes: int = 8
     devices: int = 8  # of each node
     nvlink: float = 450.0  # GB/s that a device sends inside its node
     network: float = 400.0  # Gb/s of an adapter
@@ -44,7 +44,7 @@ class Arguments:
     peak: float = 989.0  # TFLOP/s of a device
     utilization: float = 0.4  # of the peak
     memory: float = 3.35  # TB/s of a device
-    gather: Literal["bfloat16", "float32"] = "bfloat16"  # in which FSDP gathers blocks
+    param_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # in which FSDP gathers blocks
     dry_run: bool = False
     out: str | None = None
 
@@ -55,13 +55,20 @@ class Arguments:
 
 
 def job(cfg: DictConfig, arguments: Arguments) -> Job:
-    nodes, devices, batch = arguments.nodes, arguments.devices, cfg.global_batch_size
+    nodes, devices, batch = arguments.num_nodes, arguments.devices, cfg.global_batch_size
     if batch % (nodes * devices):
         raise UserError(
-            f"global_batch_size={batch}: cannot be split over nodes={nodes} × devices={devices}; give numbers whose "
-            "product divides it"
+            f"global_batch_size={batch}: cannot be split over num_nodes={nodes} × devices={devices}; give numbers "
+            "whose product divides it"
         )
-    return Job(nodes, devices, batch, cfg.batch_size_per_device, BYTES[arguments.gather], cfg.trainer.recompute)
+    return Job(
+        nodes,
+        devices,
+        batch,
+        cfg.max_micro_batch_size,
+        BYTES[arguments.param_dtype],
+        cfg.trainer.activation_checkpointing,
+    )
 
 
 def result(cfg: DictConfig, arguments: Arguments) -> dict[str, Any]:
@@ -79,8 +86,8 @@ def check(arguments: Arguments) -> None:
     """
     numbers = {name: value for name, value in asdict(arguments).items() if isinstance(value, int | float)}
     lines = [f"{name}={value}: must be positive" for name, value in numbers.items() if name != "dry_run" and value <= 0]
-    if arguments.dry_run and arguments.nodes * arguments.devices == 1:
-        lines.append("dry_run needs several ranks: give nodes=… or devices=…")
+    if arguments.dry_run and arguments.num_nodes * arguments.devices == 1:
+        lines.append("dry_run needs several ranks: give num_nodes=… or devices=…")
     if lines:
         raise UserError("\n".join(lines))
 

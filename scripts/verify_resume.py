@@ -19,7 +19,13 @@ from pretrain.config.arguments import script_with_overrides
 from pretrain.config.check import mistakes
 from pretrain.records import UserError
 
-_OURS = ("output_dir", "stop_after_steps", "callback.ledger.enabled", "callback.log.every_steps", "callback.log.wandb")
+_OURS = (
+    "output_dir",
+    "stop_after_steps",
+    "callbacks.ledger.enabled",
+    "callbacks.log.every_steps",
+    "callbacks.log.wandb",
+)
 
 
 @dataclass(frozen=True)

@@ -73,5 +73,5 @@ def _die_writing(state: Any, file: Any) -> None:
 def planted(kind: Kind, rank: int, step: int, count: int = 1) -> list[str]:
     """The overrides that plant it."""
     node = {"_target_": "tests.faults.Fault", "_partial_": "true", "kind": kind, "rank": rank, "step": step}
-    words = [f"+callback.fault.{name}={value}" for name, value in {**node, "count": count}.items()]
+    words = [f"+callbacks.fault.{name}={value}" for name, value in {**node, "count": count}.items()]
     return ["allow_targets=[tests.faults]", *words]

@@ -32,9 +32,9 @@ SMALL = [
     "data.num_workers=0",
     "data.shuffle.streams=3",
     "data.shuffle.window=4",
-    "callback.log.every_steps=1",
-    "callback.log.wandb=disabled",
-    "callback.pictures=null",
+    "callbacks.log.every_steps=1",
+    "callbacks.log.wandb=disabled",
+    "callbacks.pictures=null",
     "max_steps=12",
 ]
 

@@ -79,7 +79,7 @@ SHRINK = {
     "trainer": "cpu",
     "global_batch_size": "4",
     "data.num_workers": "0",
-    "callback.log.wandb": "disabled",
+    "callbacks.log.wandb": "disabled",
 }
 MAE = {"decoder.embed_dim": "48", "decoder.depth": "1"}
 DINO = {"head.prototypes": "32", "head.hidden_dim": "32", "head.bottleneck_dim": "8"}

@@ -58,7 +58,7 @@ def test_probe_scripts_write_what_they_found(job: Job) -> None:
     for name, extra in [
         ("knn", ["k=3"]),
         ("linear_probe", []),
-        ("linear_probe", ["protocol=paper", "batch_size=8", "epochs=2", "warmup_epochs=1"]),
+        ("linear_probe", ["solver=sgd", "batch_size=8", "epochs=2", "warmup_epochs=1"]),
     ]:
         out = job.tmp / "results" / f"{name}.json"
         result = run_script(name, *common, *extra, f"out={out}")
@@ -67,20 +67,20 @@ def test_probe_scripts_write_what_they_found(job: Job) -> None:
         assert 0 <= content["accuracy"] <= 1
         assert f"accuracy {content['accuracy']:.2%}" in result.stdout
         assert content["protocol"]["pool"] == "mean"
-        assert content["protocol"]["protocol"] in ("knn", "closed", "paper")
+        assert content["protocol"]["probe"] in ("knn", "linear")
         assert content["samples"] == {"train": 41, "val": 41}
     for name, extra, message in [
         ("knn", ["k=0"], "k=0 must be at least 1"),
         ("knn", [f"out={job.tmp}"], "must be a file that can be written"),
         ("knn", ["num_workers=-1"], "num_workers=-1: must be at least 0"),
         ("knn", ["train=pipe:cat x"], "allow it by allow_pipe=true"),
-        ("linear_probe", ["protocol=paper", "batch_size=0", "epochs=1"], "batch_size=0: must have a divisor"),
+        ("linear_probe", ["solver=sgd", "batch_size=0", "epochs=1"], "batch_size=0: must have a divisor"),
         (
             "linear_probe",
-            ["protocol=paper", "batch_size=0", "epochs=1"],
+            ["solver=sgd", "batch_size=0", "epochs=1"],
             "warmup_epochs=10: must be at least 0 and below",
         ),
-        ("linear_probe", ["protocol=paper", "batch_size=8", "epochs=20", "classes=4"], "give classes="),
+        ("linear_probe", ["solver=sgd", "batch_size=8", "epochs=20", "classes=4"], "give classes="),
     ]:
         given = {word.partition("=")[0] for word in extra}
         words = [*(word for word in common if word.partition("=")[0] not in given), *extra]

@@ -45,7 +45,7 @@ def test_a_wrong_command_ends_with_sentences_and_touches_nothing(tmp_path: Path)
 
 def test_a_run_says_what_it_does(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = f"{job.shards}/s-{{000000..000003}}.tar"
-    overrides = [word for word in job.overrides("batch_size_per_device=4") if not word.startswith("data.train")]
+    overrides = [word for word in job.overrides("max_micro_batch_size=4") if not word.startswith("data.train")]
     monkeypatch.setenv("PRETRAIN_TRAIN_SHARDS", shards)
     result = anew(*overrides, cwd=job.tmp)
     assert result.returncode == 0, result.stderr
@@ -116,7 +116,7 @@ def test_too_few_images_stand_among_the_other_mistakes(job: Job) -> None:
 def test_small_recipes_train_on_real_images(experiment: str, data_dir: Path, tmp_path: Path) -> None:
     shards = f"data.train={data_dir}/cifar10-mini/train-{{000000..000015}}.tar"
     words = [f"+experiment={experiment}", "trainer=cpu", "max_steps=2", shards, f"output_dir={tmp_path / 'run'}"]
-    result = pretrain(*words, f"data.index_dir={tmp_path / 'i'}", "callback.log.wandb=disabled", cwd=tmp_path)
+    result = pretrain(*words, f"data.index_dir={tmp_path / 'i'}", "callbacks.log.wandb=disabled", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "8,000 samples an epoch" in result.stdout
 
@@ -134,7 +134,7 @@ def test_a_published_recipe_shrinks_to_a_cpu_by_overrides_alone(
     """ViT-L, two steps of four photographs."""
     words = ["+experiment=mae_vitl", "trainer=cpu", "max_steps=2", "global_batch_size=4", *sizes]
     words += [f"data.train={data_dir}/photos/photos-*.tar", f"output_dir={tmp_path / 'run'}"]
-    result = pretrain(*words, f"data.index_dir={tmp_path / 'i'}", "callback.log.wandb=disabled", cwd=tmp_path)
+    result = pretrain(*words, f"data.index_dir={tmp_path / 'i'}", "callbacks.log.wandb=disabled", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "global batch 4 = 1 device × 4 samples × 1 accumulated" in result.stdout
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").encoder.embed_dim == 1024

@@ -29,7 +29,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
     ],
 )
 def test_any_global_batch_is_split_evenly(batch: int, bound: int, devices: int, micro: int, accumulation: int) -> None:
-    cfg = composed([f"global_batch_size={batch}", f"batch_size_per_device={bound}"])
+    cfg = composed([f"global_batch_size={batch}", f"max_micro_batch_size={bound}"])
     sizes = plan(cfg, 10_000, devices)
     assert (sizes.micro_batch, sizes.accumulation) == (micro, accumulation)
     assert sizes.micro_batch * sizes.accumulation * devices == batch

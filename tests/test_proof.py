@@ -61,13 +61,15 @@ def killed(
         f"trainer={strategy}",
         "accelerator=cpu",
         f"global_batch_size={4 * ranks if ranks > 1 else 8}",  # two micro-batches a step, or four
-        "batch_size_per_device=2",
+        "max_micro_batch_size=2",
         "checkpoint.every_steps=3",
-        "callback.health.every_steps=4",
-        "callback.health.samples=16",
+        "callbacks.health.every_steps=4",
+        "callbacks.health.samples=16",
         f"max_steps={8 * kills}",
     ]
-    kept = [word for word in job.overrides(*words) if not word.startswith(("output_dir=", "callback.log.", "data.num"))]
+    kept = [
+        word for word in job.overrides(*words) if not word.startswith(("output_dir=", "callbacks.log.", "data.num"))
+    ]
     trial = proof.Trial(kept, 8 * kills, job.tmp, forked(ranks))
     whole = trial.run("whole", [f"data.num_workers={threads[0]}"])
     killing = trial.run_killed("killed", kills, seed, [[f"data.num_workers={count}"] for count in threads])
@@ -77,7 +79,7 @@ def killed(
 @pytest.fixture
 def two(job: Job, tmp_path: Path) -> tuple[Path, Path]:
     """A run and its copy."""
-    job.run("callback.ledger.enabled=true", "max_steps=3")
+    job.run("callbacks.ledger.enabled=true", "max_steps=3")
     shutil.copytree(job.out, tmp_path / "copy", symlinks=True)
     return job.out, tmp_path / "copy"
 
@@ -131,7 +133,7 @@ def test_all_that_a_run_has_started_is_killed(tmp_path: Path, monkeypatch: pytes
 
 def test_the_script_ends_with_one_word(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof.Trial.__init__, "__defaults__", (forked(1),))
-    kept = [word for word in job.overrides() if not word.startswith(("output_dir=", "callback.log.", "max_steps"))]
+    kept = [word for word in job.overrides() if not word.startswith(("output_dir=", "callbacks.log.", "max_steps"))]
     folder = job.tmp / "kept"
     result = run_script("verify_resume", *kept, "steps=6", "kills=1", f"keep={folder}")
     assert result.returncode == 0, result.stderr
@@ -140,7 +142,7 @@ def test_the_script_ends_with_one_word(job: Job, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_cannot_be_proven_is_refused(job: Job, tmp_path: Path) -> None:
-    words = [word for word in job.overrides() if not word.startswith(("callback.log.", "max_steps"))]
+    words = [word for word in job.overrides() if not word.startswith(("callbacks.log.", "max_steps"))]
     (tmp_path / "there").mkdir()
     result = run_script("verify_resume", *words, "max_minutes=3", "steps=1", f"keep={tmp_path / 'there'}")
     assert result.returncode == 1

@@ -50,7 +50,7 @@ def test_the_command_in_the_log_runs_as_it_stands_there(job: Job, monkeypatch: p
 
 
 def test_an_overflow_comes_again_and_is_explained(job: Job) -> None:
-    result = run_script("replay", f"incident={overflow(job, 'batch_size_per_device=3')}")
+    result = run_script("replay", f"incident={overflow(job, 'max_micro_batch_size=3')}")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[:4] == [
@@ -69,7 +69,7 @@ def test_an_overflow_comes_again_and_is_explained(job: Job) -> None:
 
 def test_it_is_the_very_same_step(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Harmed again, it ends as in the run; unharmed, as the same step of a run that never was, to the last bit."""
-    words = ["max_steps=4", "batch_size_per_device=3"]
+    words = ["max_steps=4", "max_micro_batch_size=3"]
     replay_of = lambda: Replay(ReplayArguments(str(job.out / "incidents" / "step_00000003"), device="cpu"))  # noqa: E731
     with monkeypatch.context() as patch:
         spoil(patch, {21})
@@ -103,7 +103,7 @@ def test_images_are_decoded_at_the_scale_of_the_run(job: Job, monkeypatch: pytes
 
 def test_a_step_of_dino_is_the_very_same(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its teacher and centre are those from before, its views and colours those of its samples."""
-    words = [*DINO_JOB, "max_steps=4", "batch_size_per_device=3"]
+    words = [*DINO_JOB, "max_steps=4", "max_micro_batch_size=3"]
     with monkeypatch.context() as patch:
         spoil(patch, {21}, objective=DINO)
         job.run(*words)
@@ -115,7 +115,7 @@ def test_a_step_of_dino_is_the_very_same(job: Job, monkeypatch: pytest.MonkeyPat
     assert (unharmed.loss, unharmed.grad_norm) == (job.rows()[2]["loss"], job.rows()[2]["grad_norm"])
     job.out = job.tmp / "overflow"
     job.run(
-        *DINO_JOB, "objective.global_view.std=[1e-38,1e-38,1e-38]", "callback.pictures.every_steps=1", "max_steps=2"
+        *DINO_JOB, "objective.global_view.std=[1e-38,1e-38,1e-38]", "callbacks.pictures.every_steps=1", "max_steps=2"
     )
     result = run_script("replay", f"incident={job.out / 'incidents' / 'step_00000001'}", "device=cpu")
     assert result.returncode == 0, result.stderr
@@ -141,7 +141,7 @@ def test_what_weights_and_samples_did_not_do_does_not_come_again(job: Job, monke
 
 def test_one_sample_is_found_among_many(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {21}, infinite_loss)
-    job.run("max_steps=4", "batch_size_per_device=3")
+    job.run("max_steps=4", "max_micro_batch_size=3")
     replay = Replay(ReplayArguments(str(job.out / "incidents" / "step_00000003"), device="cpu"))
     finding = replay.make()
     assert finding.micro_batches == [2]

@@ -45,7 +45,7 @@ def test_the_committed_numbers_are_what_the_script_computes(name: str, tmp_path:
     everything = committed("scaling")
     out = tmp_path / "scaling.json"
     result = run_script(
-        "scaling", f"+experiment={name}", f"nodes={everything['run']['arguments']['nodes']}", f"out={out}"
+        "scaling", f"+experiment={name}", f"num_nodes={everything['run']['arguments']['nodes']}", f"out={out}"
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(out.read_text())[name] == everything[name]
@@ -73,7 +73,7 @@ def test_published_sizes(name: str, official: int, tables: int) -> None:
 def test_more_nodes_make_the_micro_batch_smaller(tmp_path: Path) -> None:
     for nodes, expected in ((1, (64, 8)), (2, (64, 4)), (16, (32, 1))):
         out = tmp_path / f"{nodes}.json"
-        words = [*MAE, "batch_size_per_device=64", f"nodes={nodes}", f"out={out}"]
+        words = [*MAE, "max_micro_batch_size=64", f"num_nodes={nodes}", f"out={out}"]
         assert run_script("scaling", *words).returncode == 0
         result = json.loads(out.read_text())["mae_vits"]
         assert (result["micro_batch"], result["accumulation"]) == expected
@@ -83,7 +83,7 @@ def test_links_and_processors_can_be_given(tmp_path: Path) -> None:
     """Processors twice as fast compute half as long; with one adapter both limits are the same."""
     plain, other = (tmp_path / f"{name}.json" for name in ("plain", "other"))
     assert run_script("scaling", *MAE, f"out={plain}").returncode == 0
-    words = ["adapters=1", "utilization=0.8", "trainer.recompute=true", f"out={other}"]
+    words = ["adapters=1", "utilization=0.8", "trainer.activation_checkpointing=true", f"out={other}"]
     assert run_script("scaling", *MAE, *words).returncode == 0
     before, after = (json.loads(path.read_text())["mae_vits"] for path in (plain, other))
     assert before["compute"] / 2 < after["compute"] < before["compute"]
@@ -93,7 +93,9 @@ def test_links_and_processors_can_be_given(tmp_path: Path) -> None:
 
 def test_a_dry_run_prints_what_is_counted_beside_what_is_computed(tmp_path: Path) -> None:
     out = tmp_path / "dry.json"
-    result = run_script("scaling", *MAE, "global_batch_size=24", "nodes=2", "devices=3", "dry_run=true", f"out={out}")
+    result = run_script(
+        "scaling", *MAE, "global_batch_size=24", "num_nodes=2", "devices=3", "dry_run=true", f"out={out}"
+    )
     assert result.returncode == 0, result.stderr
     for layout in ("ddp", "hybrid", "full"):
         found = json.loads(out.read_text())["mae_vits"][layout]
@@ -102,8 +104,10 @@ def test_a_dry_run_prints_what_is_counted_beside_what_is_computed(tmp_path: Path
 
 
 def test_what_cannot_be_computed_is_refused() -> None:
-    refused = run_script("scaling", *MAE, "nodes=3")
+    refused = run_script("scaling", *MAE, "num_nodes=3")
     assert refused.returncode == 1
-    assert "global_batch_size=4096: cannot be split over nodes=3 × devices=8" in refused.stderr
+    assert "global_batch_size=4096: cannot be split over num_nodes=3 × devices=8" in refused.stderr
     assert "utilization=0: must be positive" in run_script("scaling", *MAE, "utilization=0").stderr
-    assert "dry_run needs several ranks" in run_script("scaling", *MAE, "nodes=1", "devices=1", "dry_run=true").stderr
+    assert (
+        "dry_run needs several ranks" in run_script("scaling", *MAE, "num_nodes=1", "devices=1", "dry_run=true").stderr
+    )

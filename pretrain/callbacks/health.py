@@ -83,7 +83,7 @@ class Health(StepCallback):
         if alarms and self.action == "stop" and not state.stopping:
             state.alarm = ", ".join(alarms)
             state.asked = (
-                f"alarm of {state.alarm}. It is saved; the same command with callback.health.action=warn goes on"
+                f"alarm of {state.alarm}. It is saved; the same command with callbacks.health.action=warn goes on"
             )
             if self.context.ranks == 1:  # several stop together, a step later
                 state.stopping, trainer.should_stop = state.asked, True

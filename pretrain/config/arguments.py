@@ -15,9 +15,9 @@ from typing import Any, TypeVar, get_type_hints
 
 from pretrain.config import secret
 from pretrain.config.check import mistakes_without_data
-from pretrain.config.overrides import suggest
 from pretrain.config.problem import UserError
 from pretrain.config.signature import describe, matches
+from pretrain.config.suggest import suggest
 
 _PATHS = ("data.train", "data.val", "data.index_dir", "data.cache_dir", "data.skip", "output_dir")
 _KEY = rf"\+{{0,2}}(?:{'|'.join(map(re.escape, _PATHS))}|data\.train\.[\w-]+)="

@@ -13,12 +13,14 @@ from typing import Any, Literal, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pretrain.config import hydra_settings
-from pretrain.config.overrides import composed, suggest, understood
+from pretrain.config import hydra_settings, renamed
+from pretrain.config.overrides import composed, understood
 from pretrain.config.problem import UserError
 from pretrain.config.signature import describe, hints_of, locate, matches, misfit
+from pretrain.config.suggest import suggest
 
-_COLLECTIONS = ("callback", "schedule")  # groups that hold several nodes by name; the others are one node each
+_COLLECTIONS = ("callbacks", "schedule")  # groups that hold several nodes by name; the others are one node each
+_ONE = {"callbacks": "callback"}  # what one node of such a group is called
 _BASES = {  # of which class a group's node must be
     "encoder": "pretrain.encoder.encoder.Encoder",
     "objective": "pretrain.objective.objective.Objective",
@@ -26,7 +28,7 @@ _BASES = {  # of which class a group's node must be
     "optim": "torch.optim.Optimizer",
     "trainer": "pretrain.trainer.parallel.Hardware",
     "checkpoint": "lightning.pytorch.Callback",
-    "callback": "lightning.pytorch.Callback",
+    "callbacks": "lightning.pytorch.Callback",
     "view": "pretrain.view.spec.ViewSpec",
 }
 _WORDS = ("_target_", "_partial_", "_recursive_", "_convert_")  # Hydra's own, in a node
@@ -41,7 +43,7 @@ class Settings:
     output_dir: str
     resume: Literal["auto", "must", "never"]
     global_batch_size: int
-    batch_size_per_device: int
+    max_micro_batch_size: int
     base_lr: float
     epochs: int
     warmup_epochs: float
@@ -52,7 +54,7 @@ class Settings:
     clip_grad_by: Literal["global", "parameter"]
     max_skipped_steps: int
     allow_targets: list[str]
-    nodes: int | None
+    num_nodes: int | None
     devices: int | None
     accelerator: Literal["cpu", "gpu"] | None
     trust_checkpoint: bool
@@ -76,7 +78,7 @@ class Settings:
         if max_steps is not None and max_minutes is not None:
             yield "max_steps", "and max_minutes both rescale the schedule: give one of them"
         limits = {"epochs": epochs, "max_steps": max_steps, "max_minutes": max_minutes}
-        sizes = ("global_batch_size", "batch_size_per_device", "stop_after_steps", "clip_grad_norm")
+        sizes = ("global_batch_size", "max_micro_batch_size", "stop_after_steps", "clip_grad_norm")
         for key, value in (limits | {size: others[size] for size in (*sizes, "max_skipped_steps")}).items():
             if value is not None and value <= 0:
                 yield key, "must be positive"
@@ -135,7 +137,7 @@ def composed_without_data(overrides: Sequence[str], hardware: bool = False) -> D
 
 def mistakes_without_data(overrides: Sequence[str], hardware: bool = False) -> list[str]:
     """The `mistakes` that matter without shards, and unless `hardware` says so without a GPU."""
-    places = () if hardware else ("trainer.accelerator=", "trainer.nodes=", "trainer.devices=", "trainer.strategy=")
+    places = () if hardware else ("trainer.accelerator=", "trainer.num_nodes=", "trainer.devices=", "trainer.strategy=")
     needless = ("data.train=", "data.val=", *places)
     return [line for line in mistakes(overrides) if not line.startswith(needless)]
 
@@ -161,14 +163,16 @@ def check(cfg: DictConfig) -> list[str]:
 def _check_groups(groups: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """Groups that are unknown, missing, or hold something else than what is built from them."""
     known = [str(key) for key, value in composed([]).items() if isinstance(value, DictConfig)]
-    lines = [f"{key}: there is no such group{suggest(key, known)}" for key in groups if key not in known]
+    lines = [f"{key}: there is no such group{_meant(key, known)}" for key in groups if key not in known]
     lines += [f"{key} is missing: choose one by {key}=…" for key in known if key not in groups and key not in settings]
     for key in _COLLECTIONS:
         for name, node in groups.get(key, {}).items():
-            if node is None and key == "callback":
+            if node is None and key == "callbacks":
                 continue  # turned off
             if not isinstance(node, dict) or "_target_" not in node:
-                lines.append(_line(f"{key}.{name}", node, f"is no {key}: a node with a `_target_` belongs here"))
+                lines.append(
+                    _line(f"{key}.{name}", node, f"is no {_ONE.get(key, key)}: a node with a `_target_` belongs here")
+                )
     if "schedule" in groups and "lr" not in groups["schedule"]:
         lines.append("schedule.lr is missing")
     lines += [
@@ -210,7 +214,7 @@ def _check_node(path: str, node: dict[str, Any], allowed: Sequence[str]) -> list
     target, reason = locate(node["_target_"], allowed)
     place = path.partition(".")[0]
     if target is not None and path.count(".") == (place in _COLLECTIONS) and misfit(target, _BASES.get(place)):
-        target, reason = None, f"is no {place}"
+        target, reason = None, f"is no {_ONE.get(place, place)}"
     if target is None:
         return [_line(f"{path}._target_", node["_target_"], reason)]
     for inner in _targets(list(node.values())):
@@ -252,10 +256,16 @@ def _check_arguments(
     lines = [f"{dot}{name} is missing" for name in sorted(required - arguments.keys())]
     for name, value in arguments.items():
         if name not in hints:
-            lines.append(_line(f"{dot}{name}", value, f"there is no such key{suggest(name, suggestions)}"))
+            lines.append(_line(f"{dot}{name}", value, f"there is no such key{_meant(f'{dot}{name}', suggestions)}"))
         elif not matches(value, hints[name]):
             lines.append(_line(f"{dot}{name}", value, f"must be {describe(hints[name])}"))
     return lines
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """The end of a refusal of a key: what it is called now, or which of the known ones is alike."""
+    now = renamed.key(key)
+    return suggest(key.rpartition(".")[2], known) if now == key else f"; it is called {now} now"
 
 
 def _line(key: str, value: Any, reason: str) -> str:

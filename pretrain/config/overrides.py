@@ -6,7 +6,6 @@ Hydra stops at the first override that it does not understand; here every one of
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -20,6 +19,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from pretrain.config import renamed
+from pretrain.config.suggest import suggest
 
 _REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # what composing raises for a wrong override
 
@@ -76,6 +78,9 @@ def understood(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
             parsed.append(parser.parse_override(word))
         except HydraException:
             lines.append(f"`{word}` is not understood: write key=value, and put a value with special signs in quotes")
+    old = renamed.mistakes([(override.key_or_group, _plain_value(override)) for override in parsed])
+    lines += old.values()
+    parsed = [override for override in parsed if override.key_or_group not in old]
     keys = [override.key_or_group for override in parsed if not override.key_or_group.startswith("hydra.")]
     lines += [
         f"{key} is given {keys.count(key)} times (a shell expands unquoted braces into several): give it once"
@@ -94,6 +99,11 @@ def understood(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
             except _REFUSALS as failure:
                 lines.append(_explain(override, options, accepted, failure))
     return accepted, lines
+
+
+def _plain_value(override: Override) -> Any:
+    """Its value as it was typed."""
+    return (override.input_line or "").partition("=")[2]
 
 
 def _rank(override: Override, options: dict[str, list[str]]) -> int:
@@ -128,12 +138,3 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _keys(value, f"{prefix}{key}.")
-
-
-def suggest(word: str, known: Sequence[str]) -> str:
-    """The known word that was probably meant."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:  # the right name in the wrong place
-        last = {key.rpartition(".")[2]: key for key in known}
-        close = [last[name] for name in difflib.get_close_matches(word.rpartition(".")[2], list(last), n=1, cutoff=0.8)]
-    return f"; did you mean {close[0]}?" if close else ""

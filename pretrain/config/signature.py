@@ -72,6 +72,23 @@ def hints_of(target: type[Any]) -> dict[str, Any]:
         return {}
 
 
+def completed(plain: Any) -> Any:
+    """Nested plain data in which every node has all arguments of its class: those that it leaves out at their defaults.
+
+    Defaults that are no plain values are left out. A node of a class that is not there, or that may not be named, stays
+    as it is.
+    """
+    if isinstance(plain, list):
+        return [completed(one) for one in plain]
+    if not isinstance(plain, dict):
+        return plain
+    target = locate(plain["_target_"])[0] if "_target_" in plain else None
+    named = inspect.signature(target).parameters.values() if target is not None else ()
+    plainly = int | float | str | list | tuple | None
+    defaults = {one.name: one.default for one in named if isinstance(one.default, plainly)}
+    return defaults | {name: completed(one) for name, one in plain.items()}
+
+
 def matches(value: Any, hint: Any) -> bool:
     """Whether a plain value (or a node that builds one) may be passed where a type hint stands."""
     origin, arguments = get_origin(hint), get_args(hint)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.config import renamed
 from pretrain.records import UserError
 
 NAME = "pretrain.json"
@@ -104,7 +105,8 @@ def read(folder: Path) -> Card | None:
     if not path.is_file():
         return None
     try:
-        card = Card(**json.loads(path.read_text(encoding="utf-8")))
+        said = json.loads(path.read_text(encoding="utf-8"))
+        card = Card(**{name: renamed.current(one, name) for name, one in said.items()})
         if card.format not in FORMATS or card.part not in PARTS:
             raise ValueError
         if card.format != "onnx":

@@ -91,7 +91,7 @@ def _processor(card: Card) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": card.view.get("pixels", "rgb") == "rgb",
         "do_resize": True,
-        "size": {"shortest_edge": round(min(height, width) / card.view["crop_ratio"])},
+        "size": {"shortest_edge": round(min(height, width) / card.view["crop_pct"])},
         "resample": _RESAMPLE[card.view["interpolation"]],
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},

@@ -178,7 +178,7 @@ def configuration(card: Card) -> dict[str, Any]:
             "decoder_hidden_size": decoder["embed_dim"],
             "decoder_depth": decoder["depth"],
             "decoder_num_heads": decoder["num_heads"],
-            "normalize_pixel_loss": card.objective["norm_pix"],
+            "normalize_pixel_loss": card.objective["norm_pix_loss"],
             "mask_ratio": card.objective["mask_ratio"],
         }
     return config

@@ -52,8 +52,8 @@ def refuse(card: Card) -> None:
     if card.part == "objective" and card.idea == "DINO":
         refuse_family(card, ["ViT"], "the original DINO")
         wanted |= {"encoder.position": "learned"}
-        if card.objective is not None and card.objective["head"].get("layers") == 1:
-            raise UserError("objective.head.layers=1: the original names a single layer otherwise; export the encoder")
+        if card.objective is not None and card.objective["head"].get("nlayers") == 1:
+            raise UserError("objective.head.nlayers=1: the original names a single layer otherwise; export the encoder")
     elif card.part == "objective":
         wanted |= {"objective.decoder.norm_eps": 1e-6, "objective.decoder.mlp_ratio": card.encoder["mlp_ratio"]}
         wanted |= {"objective.view.size": card.encoder["img_size"]}

@@ -96,7 +96,7 @@ def configuration(card: Card) -> dict[str, Any]:
             "input_size": [encoder["in_chans"], height, width],
             "fixed_input_size": True,
             "interpolation": view["interpolation"],
-            "crop_pct": view["crop_ratio"],
+            "crop_pct": view["crop_pct"],
             "crop_mode": "center",
             "mean": list(view["mean"]),
             "std": list(view["std"]),

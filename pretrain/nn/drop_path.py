@@ -85,5 +85,5 @@ def drop_path_notes(rate: float, mode: Mode) -> tuple[str, ...]:
         return ()
     return (
         "drop_path_mode=subset: which samples a block leaves out depends on the micro-batch; other devices or another "
-        "batch_size_per_device give another run",
+        "max_micro_batch_size give another run",
     )

@@ -56,14 +56,14 @@ class DINO(Objective):
         head: makes the head, given `in_dim`.
         global_view: the views that the teacher sees, too.
         local_view: those that the student alone sees; None is no multi-crop.
-        student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's softmax, after its warm-up.
-        warmup_teacher_temperature: at the start of its warm-up.
-        warmup_teacher_temperature_epochs: how long it is, in epochs of the schedule; the temperature moves from epoch
+        student_temp: of the student's softmax.
+        teacher_temp: of the teacher's softmax, after its warm-up.
+        warmup_teacher_temp: at the start of its warm-up.
+        warmup_teacher_temp_epochs: how long it is, in epochs of the schedule; the temperature moves from epoch
             to epoch, as in the original, not from step to step.
         center_momentum: how much of the centre a step keeps; 1 is no centring.
-        teacher_momentum: how much of the teacher the first step keeps.
-        final_teacher_momentum: and the last; in between it rises by half a cosine.
+        momentum_teacher: how much of the teacher the first step keeps.
+        final_momentum_teacher: and the last; in between it rises by half a cosine.
         freeze_last_layer: epochs at the start in which the prototypes stay as they are.
 
     Raises:
@@ -76,30 +76,30 @@ class DINO(Objective):
         head: Callable[..., DINOHead],
         global_view: ViewSpec,
         local_view: ViewSpec | None = None,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
-        warmup_teacher_temperature: float = 0.04,
-        warmup_teacher_temperature_epochs: int = 0,
+        student_temp: float = 0.1,
+        teacher_temp: float = 0.04,
+        warmup_teacher_temp: float = 0.04,
+        warmup_teacher_temp_epochs: int = 0,
         center_momentum: float = 0.9,
-        teacher_momentum: float = 0.996,
-        final_teacher_momentum: float = 1.0,
+        momentum_teacher: float = 0.996,
+        final_momentum_teacher: float = 1.0,
         freeze_last_layer: int = 1,
     ) -> None:
         super().__init__()
-        temperatures = (student_temperature, teacher_temperature, warmup_teacher_temperature)
-        epochs = (warmup_teacher_temperature_epochs, freeze_last_layer)
-        momenta = (center_momentum, teacher_momentum, final_teacher_momentum)
+        temperatures = (student_temp, teacher_temp, warmup_teacher_temp)
+        epochs = (warmup_teacher_temp_epochs, freeze_last_layer)
+        momenta = (center_momentum, momentum_teacher, final_momentum_teacher)
         refuse(self, self.problems(*temperatures, *epochs, *momenta))
         self.views = (global_view,) if local_view is None else (global_view, local_view)
         _refuse_views(encoder, self.views)
         self.pool = "cls" if encoder.has_cls else "mean"
         self.student = Network(encoder, head(in_dim=encoder.embed_dim))
         self.teacher = teacher_of(self.student)
-        self.student_temperature = student_temperature
-        self.teacher_temperatures = (warmup_teacher_temperature, teacher_temperature)
-        self.warmup_epochs = warmup_teacher_temperature_epochs
+        self.student_temp = student_temp
+        self.teacher_temperatures = (warmup_teacher_temp, teacher_temp)
+        self.warmup_epochs = warmup_teacher_temp_epochs
         self.center_momentum = center_momentum
-        self.teacher_momentum = WarmupCosine(teacher_momentum, 0.0, final=final_teacher_momentum, peak_twice=True)
+        self.momentum_teacher = WarmupCosine(momentum_teacher, 0.0, final=final_momentum_teacher, peak_twice=True)
         self.freeze_last_layer = freeze_last_layer
         self.rests = freeze_last_layer > 0  # the prototypes do
         prototypes = self.student.head.prototypes
@@ -113,29 +113,29 @@ class DINO(Objective):
 
     @staticmethod
     def problems(
-        student_temperature: float,
-        teacher_temperature: float,
-        warmup_teacher_temperature: float,
-        warmup_teacher_temperature_epochs: int,
+        student_temp: float,
+        teacher_temp: float,
+        warmup_teacher_temp: float,
+        warmup_teacher_temp_epochs: int,
         freeze_last_layer: int,
         center_momentum: float,
-        teacher_momentum: float,
-        final_teacher_momentum: float,
+        momentum_teacher: float,
+        final_momentum_teacher: float,
         **_: object,
     ) -> Iterator[Problem]:
         positive = {
-            "student_temperature": student_temperature,
-            "teacher_temperature": teacher_temperature,
-            "warmup_teacher_temperature": warmup_teacher_temperature,
+            "student_temp": student_temp,
+            "teacher_temp": teacher_temp,
+            "warmup_teacher_temp": warmup_teacher_temp,
         }
         epochs = {
-            "warmup_teacher_temperature_epochs": warmup_teacher_temperature_epochs,
+            "warmup_teacher_temp_epochs": warmup_teacher_temp_epochs,
             "freeze_last_layer": freeze_last_layer,
         }
         shares = {
             "center_momentum": center_momentum,
-            "teacher_momentum": teacher_momentum,
-            "final_teacher_momentum": final_teacher_momentum,
+            "momentum_teacher": momentum_teacher,
+            "final_momentum_teacher": final_momentum_teacher,
         }
         yield from ((name, "must be positive") for name, value in positive.items() if value <= 0)
         yield from ((name, "must be at least 0") for name, value in epochs.items() if value < 0)
@@ -149,10 +149,8 @@ class DINO(Objective):
             self.count += teacher.shape[0] * teacher.shape[1]
         frozen = progress.epoch < self.freeze_last_layer
         _, student = self.student(views, keys, train_prototypes=not frozen)
-        probabilities = teacher_probabilities(teacher, self.center, self.teacher_temperature(progress))
-        return StepOutput(
-            distillation_loss(student.unflatten(0, (-1, len(batch))), probabilities, self.student_temperature)
-        )
+        probabilities = teacher_probabilities(teacher, self.center, self.teacher_temp(progress))
+        return StepOutput(distillation_loss(student.unflatten(0, (-1, len(batch))), probabilities, self.student_temp))
 
     @torch.no_grad()
     def teacher_outputs(self, batch: Batch) -> Tensor:
@@ -160,7 +158,7 @@ class DINO(Objective):
         _, outputs = self.teacher([batch.views[0].flatten(0, 1)])
         return wide(outputs).unflatten(0, batch.views[0].shape[:2])
 
-    def teacher_temperature(self, progress: Progress) -> float:
+    def teacher_temp(self, progress: Progress) -> float:
         """Of the epoch: a straight line through the warm-up's epochs, its last one included."""
         start, end = self.teacher_temperatures
         if progress.epoch >= self.warmup_epochs:
@@ -176,12 +174,12 @@ class DINO(Objective):
         self.center.copy_(torch.where(skipped, self.center, moved))
         self.outputs.zero_()
         self.count.zero_()
-        follow(self.teacher, self.student, self.teacher_momentum(progress), skipped)
+        follow(self.teacher, self.student, self.momentum_teacher(progress), skipped)
 
     @torch.no_grad()
     def health(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """See `dino_health` for what they mean. A few samples go through the networks at a time."""
-        temperature, starts = self.teacher_temperature(progress), range(0, len(batch), _PART)
+        temperature, starts = self.teacher_temp(progress), range(0, len(batch), _PART)
         parts = [self._part_of_health(batch.part(start, start + _PART), temperature) for start in starts]
         vectors, shares, entropies, losses = (torch.cat(values) for values in zip(*parts, strict=True))
         return {
@@ -199,7 +197,7 @@ class DINO(Objective):
         vectors, outputs = self.teacher(views[:1])
         _, student = self.student(views)
         probabilities = teacher_probabilities(outputs.unflatten(0, (-1, len(batch))), self.center, temperature)
-        loss = distillation_loss(student.unflatten(0, (-1, len(batch))), probabilities, self.student_temperature)
+        loss = distillation_loss(student.unflatten(0, (-1, len(batch))), probabilities, self.student_temp)
         shares = probabilities.mean(dim=0).sum(dim=0)
         return vectors.float(), shares[None], entropy(probabilities).flatten(), (loss * len(batch))[None]
 
@@ -209,8 +207,8 @@ class DINO(Objective):
     def advice(self, images: int, batch: int, steps: int | None, epochs: int) -> Iterator[str]:
         yield from dino_health.never_reached(epochs, self.freeze_last_layer, self.warmup_epochs)
         start, end = self.teacher_temperatures
-        temperatures = dino_health.Temperatures(self.student_temperature, end, start, self.warmup_epochs)
-        momentum, run = self.teacher_momentum.peak, dino_health.Run(images, batch, steps)
+        temperatures = dino_health.Temperatures(self.student_temp, end, start, self.warmup_epochs)
+        momentum, run = self.momentum_teacher.peak, dino_health.Run(images, batch, steps)
         yield from dino_health.advice(run, len(self.center), momentum, temperatures, self.views)
 
     @torch.no_grad()

@@ -41,7 +41,7 @@ class DINOHead(nn.Module):
     Args:
         in_dim: width of the encoder's vectors.
         prototypes: K, how many numbers come out.
-        layers: linear layers before the prototypes.
+        nlayers: linear layers before the prototypes.
         hidden_dim: width between them.
         bottleneck_dim: width that is normalised.
         norm_last_layer: whether the lengths of the prototypes stay 1, which is more stable; the original lets them
@@ -55,14 +55,14 @@ class DINOHead(nn.Module):
         self,
         in_dim: int,
         prototypes: int = 65536,
-        layers: int = 3,
+        nlayers: int = 3,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
         norm_last_layer: bool = True,
     ) -> None:
         super().__init__()
-        refuse(self, self.problems(prototypes, layers, hidden_dim, bottleneck_dim))
-        widths = [in_dim, *[hidden_dim] * (layers - 1), bottleneck_dim]
+        refuse(self, self.problems(prototypes, nlayers, hidden_dim, bottleneck_dim))
+        widths = [in_dim, *[hidden_dim] * (nlayers - 1), bottleneck_dim]
         steps: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             steps += [nn.Linear(before, after), nn.GELU()]
@@ -73,8 +73,8 @@ class DINOHead(nn.Module):
             self.init_weights(seed=0)
 
     @staticmethod
-    def problems(prototypes: int, layers: int, hidden_dim: int, bottleneck_dim: int, **_: object) -> Iterator[Problem]:
-        sizes = {"layers": layers, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
+    def problems(prototypes: int, nlayers: int, hidden_dim: int, bottleneck_dim: int, **_: object) -> Iterator[Problem]:
+        sizes = {"nlayers": nlayers, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
         yield from ((name, "must be at least 1") for name, value in sizes.items() if value < 1)
         if prototypes < 2:
             yield "prototypes", "must be at least 2: with one there is nothing to tell apart"

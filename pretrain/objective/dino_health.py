@@ -48,14 +48,14 @@ def alarms(health: Mapping[str, float], prototypes: int) -> Iterator[str]:
     if same and one > 0.5 * most:
         yield (
             f"uniform: the teacher spreads every image over all {prototypes} prototypes alike (entropy "
-            f"{one:.4f} of at most {most:.4f}), and the loss rests at that. A lower teacher_temperature, a higher "
-            "teacher_momentum or a lower learning rate are the usual cures"
+            f"{one:.4f} of at most {most:.4f}), and the loss rests at that. A lower teacher_temp, a higher "
+            "momentum_teacher or a lower learning rate are the usual cures"
         )
     if (same and one <= 0.5 * most) or mean < 0.05 * most:
         yield (
             "peaked: the teacher gives every image the same few prototypes (entropy of the mean over images "
             f"{mean:.4f} of at most {most:.4f}). Centring and a slow teacher prevent that: look at center_momentum "
-            "and teacher_momentum, or raise the teacher's temperature"
+            "and momentum_teacher, or raise the teacher's temperature"
         )
     if health["effective_rank"] < 2 or health["feature_std"] < 1e-3:
         yield (
@@ -103,18 +103,18 @@ def _pace(run: Run, momentum: float) -> Iterator[str]:
     horizon = 1 / max(1e-9, 1 - momentum)  # steps that it looks back
     if horizon < _FEWEST_STEPS_BACK:
         yield (
-            f"objective.teacher_momentum={momentum}: the teacher looks back {horizon:.0f} steps, hardly more than the "
+            f"objective.momentum_teacher={momentum}: the teacher looks back {horizon:.0f} steps, hardly more than the "
             "student itself, and training collapses; give 0.99 or more"
         )
     if run.steps is not None and momentum < 1 and run.steps < 5 * horizon:
         yield (
-            f"objective.teacher_momentum={momentum} for {run.steps} steps: the teacher looks back {horizon:,.0f} steps "
+            f"objective.momentum_teacher={momentum} for {run.steps} steps: the teacher looks back {horizon:,.0f} steps "
             f"and leaves its random start late; at most {_one_minus(5 / run.steps)} would let it follow, or train "
             "longer"
         )
     if run.batch * horizon > 10 * run.images:
         yield (
-            f"objective.teacher_momentum={momentum} with batches of {run.batch}: the teacher looks back "
+            f"objective.momentum_teacher={momentum} with batches of {run.batch}: the teacher looks back "
             f"{run.batch * horizon / run.images:,.0f} epochs of {run.images} images; at most "
             f"{_one_minus(run.batch / (5 * run.images))} keeps it within five"
         )
@@ -125,15 +125,15 @@ def _sharpness(temperatures: Temperatures) -> Iterator[str]:
     student, teacher = temperatures.student, temperatures.teacher
     if teacher >= student:
         yield (
-            f"objective.teacher_temperature={teacher} is not below student_temperature={student}: nothing is "
+            f"objective.teacher_temp={teacher} is not below student_temp={student}: nothing is "
             "sharpened, and training collapses"
         )
     elif teacher > _WARMEST:
-        yield f"objective.teacher_temperature={teacher}: above {_WARMEST} training is known to be unstable; give 0.04"
+        yield f"objective.teacher_temp={teacher}: above {_WARMEST} training is known to be unstable; give 0.04"
     elif teacher > _WARM_AT_ONCE and (not temperatures.warmup or temperatures.start > _WARM_AT_ONCE):
         yield (
-            f"objective.teacher_temperature={teacher} from the start: above {_WARM_AT_ONCE} it has to be warmed up to, "
-            "by warmup_teacher_temperature=0.04 and warmup_teacher_temperature_epochs worth thousands of steps"
+            f"objective.teacher_temp={teacher} from the start: above {_WARM_AT_ONCE} it has to be warmed up to, "
+            "by warmup_teacher_temp=0.04 and warmup_teacher_temp_epochs worth thousands of steps"
         )
 
 
@@ -157,6 +157,6 @@ def never_reached(epochs: int, frozen: int, warmup: int) -> Iterator[str]:
         )
     if warmup > epochs:
         yield (
-            f"objective.warmup_teacher_temperature_epochs={warmup} of {epochs} epochs: the teacher's temperature "
+            f"objective.warmup_teacher_temp_epochs={warmup} of {epochs} epochs: the teacher's temperature "
             "never arrives; give fewer, or more epochs"
         )

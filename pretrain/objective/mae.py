@@ -36,7 +36,7 @@ class MAE(Objective):
         decoder: makes the decoder, given `in_dim`, `out_dim` and `grid`.
         view: the one view of every sample.
         mask_ratio: share of the mask units to hide.
-        norm_pix: whether each patch's pixels are normalised by their own mean and variance before comparison.
+        norm_pix_loss: whether each patch's pixels are normalised by their own mean and variance before comparison.
         pixel_order: of the pixels inside a predicted patch: `hwc` as the official MAE, `chw` as Hiera.
 
     Raises:
@@ -51,7 +51,7 @@ class MAE(Objective):
         decoder: Callable[..., Decoder],
         view: ViewSpec,
         mask_ratio: float = 0.75,
-        norm_pix: bool = True,
+        norm_pix_loss: bool = True,
         pixel_order: PixelOrder = "hwc",
     ) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class MAE(Objective):
             grid=(height // encoder.token_size, width // encoder.token_size),
         )
         self.mask_ratio = mask_ratio
-        self.norm_pix = norm_pix
+        self.norm_pix_loss = norm_pix_loss
         self.pixel_order: PixelOrder = pixel_order
 
     @staticmethod
@@ -102,7 +102,7 @@ class MAE(Objective):
         tokens = self.encoder(images, visible_ids, randomness)
         prediction = self.decoder(tokens, visible, masked)  # [B, M, pixels of a patch]
         target = patchify(images, self.encoder.token_size, masked, self.pixel_order)
-        if self.norm_pix:
+        if self.norm_pix_loss:
             mean, scale = self._pixel_statistics(target)
             target = (target - mean) / scale
         return (wide(prediction) - target).square().mean()
@@ -132,7 +132,7 @@ class MAE(Objective):
         side, order = self.encoder.token_size, self.pixel_order
         patches = patchify(images, side, order=order)  # [B, L, pixels]
         prediction = self.reconstruct(images, visible_ids, masked_ids).to(patches.dtype)
-        if self.norm_pix:
+        if self.norm_pix_loss:
             mean, scale = self._pixel_statistics(patches)
             prediction = prediction * scale + mean
         hidden = torch.zeros(patches.shape[:2], dtype=torch.bool, device=images.device)

@@ -1,4 +1,4 @@
-"""Linear probe in closed protocol: logistic regression on standardised features, to convergence.
+"""Linear probe with a closed solution: logistic regression on standardised features, to convergence.
 
 Nothing is tuned but the strength of the L2 penalty, from three values, best on the validation set: no learning rate, no
 augmentation, no luck. The figures of `docs/results.md` use this protocol.

@@ -120,13 +120,18 @@ class Step:
 
 
 def step(
-    profile: Profile, spread: Spread, cluster: Cluster, micro_batch: int, accumulation: int, recompute: bool = False
+    profile: Profile,
+    spread: Spread,
+    cluster: Cluster,
+    micro_batch: int,
+    accumulation: int,
+    activation_checkpointing: bool = False,
 ) -> Step:
     """A step of so many micro-batches of so many samples, with or without units that run again in the backward pass."""
     moved = traffic(profile.groups, spread)
     speed = cluster.peak * cluster.utilization / micro_batch
     forward = Phase(profile.forward / speed, _together(cluster, moved.forward))
-    work = (profile.backward + recompute * profile.recomputed) / speed
+    work = (profile.backward + activation_checkpointing * profile.recomputed) / speed
     backward = Phase(work, _together(cluster, moved.backward))
     last = replace(backward, communication=_together(cluster, (*moved.backward, *moved.last)))
     everything = list(moved.of_step(accumulation))
@@ -150,13 +155,16 @@ def _together(cluster: Cluster, collectives: Iterable[Collective]) -> float:
 
 
 def scaled(
-    profile: Profile, spread: Spread, cluster: Cluster, batch: int, largest: int, recompute: bool = False
+    profile: Profile, spread: Spread, cluster: Cluster, batch: int, largest: int, activation_checkpointing: bool = False
 ) -> Iterator[tuple[int, Step]]:
     """(nodes, step) for every number of nodes that a global batch can be divided among, one upwards."""
     for nodes in range(1, batch // spread.devices + 1):
         wider = replace(spread, nodes=nodes)
         if batch % wider.ranks == 0:
-            yield nodes, step(profile, wider, cluster, *micro_batches(batch // wider.ranks, largest), recompute)
+            yield (
+                nodes,
+                step(profile, wider, cluster, *micro_batches(batch // wider.ranks, largest), activation_checkpointing),
+            )
 
 
 def hidden_up_to(steps: Iterable[tuple[int, Step]]) -> int:

@@ -24,7 +24,7 @@ from pretrain.objective.objective import Objective
 from pretrain.records import Batch
 from pretrain.scaling.profile import MIDWAY
 from pretrain.scaling.traffic import Collective, Held, Kind, Spread
-from pretrain.trainer.shard import local, mesh_of, recompute, shard, wait_for_last
+from pretrain.trainer.shard import checkpoint_activations, local, mesh_of, shard, wait_for_last
 
 # torch's messages: what they do, and where their arguments hold the whole and the process group
 _MESSAGES: dict[str, tuple[Kind, int, int]] = {
@@ -54,7 +54,7 @@ def rehearse(
         again: whether units run again in the backward pass.
     """
     if again:
-        recompute(objective.fsdp_units())
+        checkpoint_activations(objective.fsdp_units())
     heard = _Listener(spread.devices)
     with _fake_ranks(spread.ranks), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         network = _spread(objective, spread, fake)

@@ -30,7 +30,7 @@ class Job:
         batch: samples of an optimizer step, over all devices, which the devices divide.
         largest: micro-batch that a device can take.
         gathered: bytes a number in which FSDP gathers units.
-        recompute: whether units run again in the backward pass.
+        activation_checkpointing: whether units run again in the backward pass.
     """
 
     nodes: int
@@ -38,7 +38,7 @@ class Job:
     batch: int
     largest: int
     gathered: int
-    recompute: bool
+    activation_checkpointing: bool
 
     @property
     def parts(self) -> tuple[int, int]:
@@ -56,9 +56,9 @@ def computed(profile: Profile, job: Job, cluster: Cluster, adapters: int) -> dic
     result: dict[str, Any] = {"trained": trained, "micro_batch": job.parts[0], "accumulation": job.parts[1]}
     for layout in LAYOUTS:
         spread = job.spread(layout)
-        whole = step(profile, spread, cluster, *job.parts, job.recompute)
+        whole = step(profile, spread, cluster, *job.parts, job.activation_checkpointing)
         limits = [
-            hidden_up_to(scaled(profile, spread, links, job.batch, job.largest, job.recompute))
+            hidden_up_to(scaled(profile, spread, links, job.batch, job.largest, job.activation_checkpointing))
             for links in (cluster, one_adapter)
         ]
         result["compute"] = whole.compute
@@ -93,7 +93,7 @@ def rehearsed(profile: Profile, job: Job, objectives: Iterable[Objective]) -> di
     result: dict[str, Any] = {"micro_batch": job.parts[0], "accumulation": job.parts[1]}
     for layout, objective in zip(LAYOUTS, objectives, strict=True):
         spread = job.spread(layout)
-        counted = rehearse(objective, spread, *job.parts, job.recompute)
+        counted = rehearse(objective, spread, *job.parts, job.activation_checkpointing)
         expected = traffic(profile.groups, spread).of_step(job.parts[1])
         result[layout] = {
             "counted": _totals(counted.collectives) | {"held": asdict(counted.held)},

@@ -20,7 +20,7 @@ from pretrain.objective.objective import Objective
 from pretrain.records import Problem, UserError, refuse
 from pretrain.trainer import team
 from pretrain.trainer.ddp import RepeatableDDP
-from pretrain.trainer.shard import Sharding, mesh_of, recompute, shard
+from pretrain.trainer.shard import Sharding, checkpoint_activations, mesh_of, shard
 from pretrain.trainer.team import Team
 
 log = logging.getLogger(__name__)
@@ -40,16 +40,16 @@ class Hardware:
             are the first where there is only one device.
         accelerator: `cpu` or `gpu`; None is the one that `only` names, or else the GPUs of this machine.
         only: what a configuration of this name stands for; None stands for both.
-        nodes: machines; None is as many as Slurm or torchrun started processes on.
+        num_nodes: machines; None is as many as Slurm or torchrun started processes on.
         devices: of each machine; None is as many as processes were started there, or else all GPUs.
         precision: `auto` is bf16-mixed where the hardware has fast bf16, else 32-true; 64-true is for comparisons.
         compile: whether torch.compile fuses the blocks, one by one.
         deterministic: whether a GPU uses deterministic kernels alone; a CPU always does.
-        recompute: whether blocks keep their inputs alone for the backward pass, and run again in it.
+        activation_checkpointing: whether blocks keep their inputs alone for the backward pass, and run again in it.
         sharding: of fsdp over several machines: `hybrid` inside each, and copies of the parts on the others, or `full`
             over all of them.
-        gather: the type in which fsdp gathers the blocks' weights: `auto` is that of their matrix products, `float32`
-            leaves them as they are.
+        param_dtype: the type in which fsdp gathers the blocks' weights: `auto` is that of their matrix products,
+            `float32` leaves them as they are.
         timeout_minutes: so long ranks wait for each other before they give up.
     """
 
@@ -58,25 +58,25 @@ class Hardware:
         strategy: Strategy = "one",
         accelerator: Accelerator | None = None,
         only: Accelerator | None = None,
-        nodes: int | None = None,
+        num_nodes: int | None = None,
         devices: int | None = None,
         precision: Precision = "auto",
         compile: bool = False,
         deterministic: bool = False,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
         sharding: Sharding = "hybrid",
-        gather: Literal["auto", "float32"] = "auto",
+        param_dtype: Literal["auto", "float32"] = "auto",
         timeout_minutes: float = 30.0,
     ) -> None:
-        refuse(self, self.problems(strategy, accelerator, only, nodes, devices, timeout_minutes))
+        refuse(self, self.problems(strategy, accelerator, only, num_nodes, devices, timeout_minutes))
         self.strategy: Strategy = strategy
         self.accelerator: Accelerator = accelerator or only or "gpu"
         self._precision: Precision = precision
         self.compile = compile
         self.deterministic = deterministic
-        self.recompute = recompute
+        self.activation_checkpointing = activation_checkpointing
         self.sharding: Sharding = sharding
-        self.gather = gather
+        self.param_dtype = param_dtype
         self.timeout_minutes = timeout_minutes
         self.world = World.of(os.environ)
         everything = _gpus() if self.accelerator == "gpu" else 1
@@ -88,7 +88,7 @@ class Hardware:
         strategy: str,
         accelerator: str | None,
         only: str | None,
-        nodes: int | None,
+        num_nodes: int | None,
         devices: int | None,
         timeout_minutes: float,
         **_: object,
@@ -104,7 +104,7 @@ class Hardware:
                 f"needs a GPU, and torch finds none here: train on the CPU with trainer=cpu{several}",
             )
             return
-        for name, value in (("nodes", nodes), ("devices", devices)):
+        for name, value in (("num_nodes", num_nodes), ("devices", devices)):
             if value is not None and value < 1:
                 yield name, "must be at least 1"
         if timeout_minutes <= 0:
@@ -112,9 +112,9 @@ class Hardware:
         try:
             world = World.of(os.environ)
         except UserError as mistake:
-            yield "nodes", str(mistake)
+            yield "num_nodes", str(mistake)
             return
-        yield from _misfits(world, strategy, nodes, devices)
+        yield from _misfits(world, strategy, num_nodes, devices)
         here, wanted = _gpus(), world.local_size if world.started_by else devices or 1
         if gpu and wanted > here and not (world.started_by and here == 1):  # a task of Slurm may see its own alone
             yield "devices", f"{wanted} are wanted, and there are only {here} GPUs here"
@@ -161,11 +161,11 @@ class Hardware:
         """Gives an objective on the meta device its initial weights, or this rank's part of them."""
         if self.precision == "64-true":
             objective.double()
-        if self.recompute:
-            recompute(objective.fsdp_units())
+        if self.activation_checkpointing:
+            checkpoint_activations(objective.fsdp_units())
         if self.shards:
             mesh = mesh_of(self.world, self.sharding, self.device.type, self.timeout_minutes)
-            narrow = (self.precision, self.gather) == ("bf16-mixed", "auto")
+            narrow = (self.precision, self.param_dtype) == ("bf16-mixed", "auto")
             shard(objective, mesh, torch.bfloat16 if narrow else None)
         objective.to_empty(device=self.device if self.shards else "cpu")  # what is whole, Lightning moves
         objective.init_weights(seed)
@@ -261,23 +261,23 @@ def resolve_precision(accelerator: str) -> Precision:
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
 
 
-def _misfits(world: World, strategy: str, nodes: int | None, devices: int | None) -> Iterator[Problem]:
+def _misfits(world: World, strategy: str, num_nodes: int | None, devices: int | None) -> Iterator[Problem]:
     """What was asked for that is not what was started."""
     if strategy == "one":
         if world.size > 1:
             yield "strategy", f"is one process, but {world.started_by} started {world.size}: choose trainer=ddp or fsdp"
-        for name, value in (("nodes", nodes), ("devices", devices)):
+        for name, value in (("num_nodes", num_nodes), ("devices", devices)):
             if value is not None and value > 1:
                 yield name, "this trainer is for one device: choose trainer=ddp or trainer=fsdp"
     elif not world.started_by:
-        if nodes is not None and nodes > 1:
+        if num_nodes is not None and num_nodes > 1:
             yield (
-                "nodes",
+                "num_nodes",
                 "a process here cannot start others on other machines: submit slurm/pretrain.sbatch, or start "
                 "torchrun on each of them",
             )
     else:
-        for name, value, real in (("nodes", nodes, world.nodes), ("devices", devices, world.local_size)):
+        for name, value, real in (("num_nodes", num_nodes, world.nodes), ("devices", devices, world.local_size)):
             if value is not None and value != real:
                 yield name, f"but {world.started_by} started processes for {real}: leave it out"
 

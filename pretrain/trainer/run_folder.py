@@ -11,6 +11,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from pretrain.config import renamed
+from pretrain.config.signature import completed
 from pretrain.files import replace_file
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
@@ -115,7 +117,8 @@ class RunFolder:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record[name] for name in ("run_id", "identity", "settings")}
+        named = {name: renamed.current(record[name]) for name in ("identity", "settings")}
+        return {"run_id": record["run_id"]} | named
     except FileNotFoundError:
         return None
     except OSError as failure:
@@ -142,20 +145,25 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {_short(old)} there, {_short(new)} here"]
 
 
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Where records of two versions differ: a key that only one of them has counts as its default."""
+    return differences(completed(old), json.loads(json.dumps(completed(new))))
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _refuse_another(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    lines = differences(old, json.loads(json.dumps(new)))
+    lines = _changes(old, new)
     if lines:
         shown = "\n".join(f"  {line}" for line in lines[:20])
         raise UserError(f"output_dir={path} holds another run:\n{shown}\nStart this one elsewhere: output_dir=…")
 
 
 def _warn_of_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
-    for line in differences(old, json.loads(json.dumps(new))):
+    for line in _changes(old, new):
         log.warning("this run goes on with a change: %s", line)
 
 

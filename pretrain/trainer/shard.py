@@ -68,7 +68,7 @@ def shard(objective: Objective, mesh: DeviceMesh, gathered: torch.dtype | None) 
         register_fsdp_forward_method(objective, method)
 
 
-def recompute(units: Iterable[nn.Module]) -> None:
+def checkpoint_activations(units: Iterable[nn.Module]) -> None:
     """Lets units keep their inputs alone for the backward pass, which runs them again (Chen et al., arXiv 1604.06174).
 
     Their random decisions are functions of the sample, so that nothing has to be remembered for them.

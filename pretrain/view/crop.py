@@ -53,12 +53,12 @@ def random_box(numbers: np.ndarray, height: int, width: int, spec: ViewSpec) -> 
 
 
 def central_box(height: int, width: int, spec: ViewSpec) -> Box:
-    """The largest central box of the view's aspect, less the margin that `crop_ratio` leaves.
+    """The largest central box of the view's aspect, less the margin that `crop_pct` leaves.
 
-    To cut and resize this box is to resize the short side to size / crop_ratio and cut the centre, in one step.
+    To cut and resize this box is to resize the short side to size / crop_pct and cut the centre, in one step.
     """
     view_height, view_width = spec.height_width
-    scale = spec.crop_ratio * min(height / view_height, width / view_width)
+    scale = spec.crop_pct * min(height / view_height, width / view_width)
     h, w = max(1, round(view_height * scale)), max(1, round(view_width * scale))
     return Box((height - h) // 2, (width - w) // 2, h, w)
 

@@ -94,7 +94,7 @@ class ViewSpec:
         interpolation: of the antialiased resize.
         flip: probability of a horizontal flip.
         mean, std: per channel, of values between 0 and 1; pixels are normalised by them. So many channels a view has.
-        crop_ratio: for evaluation, the share of the resized image's short side that the central crop covers.
+        crop_pct: for evaluation, the share of the resized image's short side that the central crop covers.
         colors: random changes of colour; None makes none. Evaluation never makes any.
         pixels: `rgb` makes 8-bit colours of every image. Anything else keeps the numbers of arrays as they are: all
             images must be of this type, and of as many channels as `mean` has, and so are the views.
@@ -109,7 +109,7 @@ class ViewSpec:
     flip: float = 0.5
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
-    crop_ratio: float = 0.875
+    crop_pct: float = 0.875
     colors: Colors | None = None
     pixels: Numbers = "rgb"
     full_scale: float = RGB_SCALE
@@ -126,7 +126,7 @@ class ViewSpec:
         flip: float,
         mean: Sequence[float],
         std: Sequence[float],
-        crop_ratio: float,
+        crop_pct: float,
         colors: Colors | Mapping[str, Any] | None = None,
         pixels: str = "rgb",
         full_scale: float = RGB_SCALE,
@@ -147,8 +147,8 @@ class ViewSpec:
         yield from _channel_problems(mean, std, pixels, full_scale)
         if min(std, default=0) <= 0:
             yield "std", "must be positive"
-        if not 0 < crop_ratio <= 1:
-            yield "crop_ratio", "must be above 0 and at most 1"
+        if not 0 < crop_pct <= 1:
+            yield "crop_pct", "must be above 0 and at most 1"
         changes = vars(colors) if isinstance(colors, Colors) else {}
         if isinstance(colors, Mapping):  # a node that is not built yet
             changes = vars(Colors()) | dict(colors)

@@ -44,7 +44,7 @@ def test_throughput_counts_images_and_waiting(
     illustrate = PretrainModule.illustrate
     slow = lambda self, batch: (skip_seconds(1000), illustrate(self, batch))[1]  # noqa: E731
     monkeypatch.setattr(PretrainModule, "illustrate", slow)
-    job.run("callback.log.every_steps=4", "callback.pictures.every_steps=2")
+    job.run("callbacks.log.every_steps=4", "callbacks.pictures.every_steps=2")
     for row in job.rows():
         assert 0 <= row["data_wait"] <= 1
         assert row["images_per_second"] > 8 * 4 / 900  # with the pictures' time it would be below
@@ -56,7 +56,7 @@ def test_validation_does_not_disturb_training(job: Job, tmp_path: Path) -> None:
     plain = job.losses()
     write_shards(tmp_path / "val", [9])
     job.out = tmp_path / "with-val"
-    job.run(f"data.val={tmp_path / 'val'}", "callback.evaluate.every_steps=1", "callback.pictures.every_steps=1")
+    job.run(f"data.val={tmp_path / 'val'}", "callbacks.evaluate.every_steps=1", "callbacks.pictures.every_steps=1")
     assert job.losses() == plain
     values = [row["val_loss"] for row in job.rows()]
     assert len(set(values)) == 12
@@ -64,7 +64,7 @@ def test_validation_does_not_disturb_training(job: Job, tmp_path: Path) -> None:
 
 
 def test_pictures_show_the_same_samples_every_time(job: Job) -> None:
-    job.run("callback.pictures.every_steps=6", "callback.pictures.samples=3")
+    job.run("callbacks.pictures.every_steps=6", "callbacks.pictures.samples=3")
     first, second = (
         torch.from_numpy(np.asarray(Image.open(path)).copy())
         for path in sorted((job.out / "pictures").glob("reconstruction_*.png"))
@@ -93,7 +93,7 @@ def test_the_progress_line_has_speed_and_time_left(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     with caplog.at_level(logging.INFO):
-        job.run("callback.progress.every_seconds=0")
+        job.run("callbacks.progress.every_seconds=0")
     text = capsys.readouterr().err if terminal else caplog.text
     assert "step 12/12 · loss" in text
     assert "images/s · ETA 0:00:00" in text

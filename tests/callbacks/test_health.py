@@ -21,7 +21,7 @@ from pretrain.trainer import checkpoint
 from tests.data.shards import write_tar
 from tests.job import Job
 
-EVERY_STEP = ("callback.health.every_steps=1", "callback.health.warmup_steps=0", "callback.health.samples=16")
+EVERY_STEP = ("callbacks.health.every_steps=1", "callbacks.health.warmup_steps=0", "callbacks.health.samples=16")
 HEALTHY = {"feature_std": 0.5, "effective_rank": 9.0, "prediction_std": 0.5}
 COLLAPSED = {
     "rank": HEALTHY | {"effective_rank": 1.0},
@@ -61,7 +61,7 @@ def test_a_collapse_is_an_alarm_after_so_many_checks_and_is_said_once(
     job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str, patience: int
 ) -> None:
     sick(monkeypatch, kind, *range(4, 99))
-    run = job.run(*EVERY_STEP, f"callback.health.patience={patience}")
+    run = job.run(*EVERY_STEP, f"callbacks.health.patience={patience}")
     assert alarms(caplog) == [f"{3 + patience} {kind}"]
     assert run.state.step == 12
     assert run.state.alarm == ""
@@ -98,12 +98,12 @@ def test_the_beginning_counts_for_nothing(
     job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sick(monkeypatch, "rank", *range(99))
-    job.run(*EVERY_STEP, "callback.health.warmup_steps=5")
+    job.run(*EVERY_STEP, "callbacks.health.warmup_steps=5")
     assert alarms(caplog) == ["8 rank"]
     assert all("effective_rank" in row for row in job.rows())
     caplog.clear()
     job.out = tmp_path / "other"
-    job.run(*EVERY_STEP, "callback.health.warmup_steps=null", "max_steps=40")  # 5 % are 2 steps
+    job.run(*EVERY_STEP, "callbacks.health.warmup_steps=null", "max_steps=40")  # 5 % are 2 steps
     assert alarms(caplog) == ["5 rank"]
 
 
@@ -112,7 +112,7 @@ def test_stop_ends_the_run_with_a_checkpoint_and_its_last_row(
 ) -> None:
     sick(monkeypatch, "constant", *range(99))
     with caplog.at_level(logging.INFO):
-        run = job.run(*EVERY_STEP, "callback.health.action=stop", "callback.log.every_steps=50")
+        run = job.run(*EVERY_STEP, "callbacks.health.action=stop", "callbacks.log.every_steps=50")
     assert run.state.step == 3
     assert run.state.alarm == "constant"
     assert "step 3, alarm of constant. It is saved" in caplog.text
@@ -121,12 +121,12 @@ def test_stop_ends_the_run_with_a_checkpoint_and_its_last_row(
     assert newest is not None
     assert checkpoint.load(newest)["step"] == 3
     assert [(row["step"], row["prediction_std"]) for row in job.rows()] == [(1, 0.0), (2, 0.0), (3, 0.0)]
-    assert job.run(*EVERY_STEP, "callback.health.action=warn").state.step == 12  # goes on
+    assert job.run(*EVERY_STEP, "callbacks.health.action=warn").state.step == 12  # goes on
 
 
 def test_stop_with_micro_batches_ends_at_a_step(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     sick(monkeypatch, "constant", *range(99))
-    run = job.run(*EVERY_STEP, "callback.health.action=stop", "batch_size_per_device=2")
+    run = job.run(*EVERY_STEP, "callbacks.health.action=stop", "max_micro_batch_size=2")
     assert run.state.step == 3
     assert run.state.samples_seen == 24
 
@@ -137,11 +137,11 @@ def test_a_healthy_run_raises_none_and_training_is_not_disturbed(
     textures = [(f"{i:05d}.png", texture(i)) for i in range(41)]  # the job's own images are of one colour each
     write_tar(tmp_path / "textures.tar", textures)
     job.shards = tmp_path / "textures.tar"
-    job.run("callback.health=null")
+    job.run("callbacks.health=null")
     plain = job.losses()
     assert not any("effective_rank" in row for row in job.rows())
     job.out = tmp_path / "watched"
-    job.run(*EVERY_STEP, "callback.health.patience=1", "callback.health.samples=32")
+    job.run(*EVERY_STEP, "callbacks.health.patience=1", "callbacks.health.samples=32")
     assert job.losses() == plain
     assert alarms(caplog) == []
     ranks = [row["effective_rank"] for row in job.rows()]
@@ -168,7 +168,7 @@ def test_it_looks_in_evaluation_mode_and_training_goes_on_in_its_own(job: Job, m
 
 
 def test_every_n_steps_and_at_the_last(job: Job) -> None:
-    job.run("callback.health.every_steps=5", "callback.health.samples=16")
+    job.run("callbacks.health.every_steps=5", "callbacks.health.samples=16")
     assert [row["step"] for row in job.rows() if "feature_std" in row] == [5, 10, 12]
 
 
@@ -177,7 +177,7 @@ def test_its_time_is_not_training_speed(
 ) -> None:
     health = MAE.health
     monkeypatch.setattr(MAE, "health", lambda self, *words: (skip_seconds(1000), health(self, *words))[1])
-    job.run("callback.log.every_steps=4", "callback.health.every_steps=4", *EVERY_STEP[1:], "max_steps=8")
+    job.run("callbacks.log.every_steps=4", "callbacks.health.every_steps=4", *EVERY_STEP[1:], "max_steps=8")
     rates = [row["images_per_second"] for row in job.rows() if row["step"] % 4 == 0]
     assert len(rates) == 2
     assert all(rate > 8 * 4 / 900 for rate in rates)
@@ -185,7 +185,7 @@ def test_its_time_is_not_training_speed(
 
 def test_the_process_says_which_alarm_it_was_by_its_exit_code_and_its_last_line(job: Job) -> None:
     """The job's images are of one colour each, nearly black."""
-    process = job.start(*EVERY_STEP, "callback.health.patience=2", "callback.health.action=stop")
+    process = job.start(*EVERY_STEP, "callbacks.health.patience=2", "callbacks.health.action=stop")
     output, errors = process.communicate()
     assert process.returncode == 3
     assert "step 2: alarm, rank: features of different images hardly differ" in output
@@ -196,11 +196,11 @@ def test_the_process_says_which_alarm_it_was_by_its_exit_code_and_its_last_line(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("callback.health.every_steps=0", "must be at least 1"),
-        ("callback.health.samples=15", "must be at least 16"),
-        ("callback.health.patience=0", "must be at least 1"),
-        ("callback.health.warmup_steps=-1", "must be at least 0"),
-        ("callback.health.action=halt", "must be one of warn, stop"),
+        ("callbacks.health.every_steps=0", "must be at least 1"),
+        ("callbacks.health.samples=15", "must be at least 16"),
+        ("callbacks.health.patience=0", "must be at least 1"),
+        ("callbacks.health.warmup_steps=-1", "must be at least 0"),
+        ("callbacks.health.action=halt", "must be one of warn, stop"),
     ],
 )
 def test_a_wrong_setting_is_said(job: Job, override: str, message: str) -> None:
@@ -212,5 +212,5 @@ def test_a_wrong_setting_is_said(job: Job, override: str, message: str) -> None:
 
 def test_a_run_too_short_to_be_looked_at_is_not_held_up(job: Job) -> None:
     """128 samples of a large model take minutes on a CPU; a trial of two steps should not."""
-    job.run("callback.health.every_steps=50", f"data.val={job.shards}", "max_steps=2", "epochs=1", "warmup_epochs=0")
+    job.run("callbacks.health.every_steps=50", f"data.val={job.shards}", "max_steps=2", "epochs=1", "warmup_epochs=0")
     assert not {"feature_std", "knn"} & job.rows()[-1].keys()

@@ -25,7 +25,7 @@ from pretrain.probe.features import extract, pooled
 from tests.data.shards import write_tar
 from tests.job import DINO, HIERA, Job
 
-EVERY_STEP = ("callback.online_knn.every_steps=1",)
+EVERY_STEP = ("callbacks.online_knn.every_steps=1",)
 
 
 def picture(label: int, seed: int) -> bytes:
@@ -95,7 +95,7 @@ def accuracy_by_loops(run: build.Run, classes: int, k: int, temperature: float) 
 @pytest.mark.parametrize(("k", "temperature"), [(20, 0.07), (3, 1.0)])
 def test_it_is_what_leaving_each_one_out_gives(job: Job, k: int, temperature: float) -> None:
     """All 30 samples, of 8×8 pixels, so that the central crop is the picture."""
-    settings = [f"callback.online_knn.k={k}", f"callback.online_knn.temperature={temperature}"]
+    settings = [f"callbacks.online_knn.k={k}", f"callbacks.online_knn.temperature={temperature}"]
     run = job.run(write_val(job), *EVERY_STEP, *settings)
     values = [row["knn"] for row in job.rows()]
     assert len(values) == 12
@@ -134,10 +134,10 @@ def test_one_class_tells_nothing(job: Job, caplog: pytest.LogCaptureFixture) -> 
 
 def test_the_subset_is_random_and_the_seeds_and_nothing_elses(job: Job) -> None:
     val = write_val(job, count=300, classes=10)
-    few = [val, "callback.online_knn.samples=40"]
+    few = [val, "callbacks.online_knn.samples=40"]
     first = samples_of(job, *few)
     assert len(set(first)) == 40
-    assert samples_of(job, *few, "batch_size_per_device=3") == first
+    assert samples_of(job, *few, "max_micro_batch_size=3") == first
     assert samples_of(job, *few, "data.num_workers=2") == first
     assert samples_of(job, *few, "data.shuffle.streams=1", "data.shuffle.run_length=4") == first
     assert samples_of(job, *few, "seed=1") != first
@@ -146,18 +146,18 @@ def test_the_subset_is_random_and_the_seeds_and_nothing_elses(job: Job) -> None:
 
 
 def test_training_does_not_notice(job: Job, tmp_path: Path) -> None:
-    job.run("callback.online_knn=null")
+    job.run("callbacks.online_knn=null")
     plain = job.losses()
     val = write_val(job)
     for workers in (0, 2):
         job.out = tmp_path / f"watched{workers}"
-        job.run(val, *EVERY_STEP, "callback.evaluate=null", f"data.num_workers={workers}")
+        job.run(val, *EVERY_STEP, "callbacks.evaluate=null", f"data.num_workers={workers}")
         assert job.losses() == plain
         assert all("knn" in row for row in job.rows())
 
 
 def test_every_n_steps_and_at_the_last(job: Job) -> None:
-    job.run(write_val(job), "callback.online_knn.every_steps=5")
+    job.run(write_val(job), "callbacks.online_knn.every_steps=5")
     assert [row["step"] for row in job.rows() if "knn" in row] == [5, 10, 12]
 
 
@@ -166,7 +166,7 @@ def test_its_time_is_not_training_speed(
 ) -> None:
     leave_one_out = knn.leave_one_out
     monkeypatch.setattr(knn, "leave_one_out", lambda *words: (skip_seconds(1000), leave_one_out(*words))[1])
-    job.run(write_val(job), "callback.online_knn.every_steps=4", "callback.log.every_steps=4", "max_steps=8")
+    job.run(write_val(job), "callbacks.online_knn.every_steps=4", "callbacks.log.every_steps=4", "max_steps=8")
     rates = [row["images_per_second"] for row in job.rows() if row["step"] % 4 == 0]
     assert len(rates) == 2
     assert all(rate > 8 * 4 / 900 for rate in rates)
@@ -230,10 +230,10 @@ def test_pixels_are_kept_unless_they_are_too_many(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("callback.online_knn.every_steps=0", "must be at least 1"),
-        ("callback.online_knn.samples=1", "must be at least 2"),
-        ("callback.online_knn.k=0", "must be at least 1"),
-        ("callback.online_knn.temperature=0", "must be positive"),
+        ("callbacks.online_knn.every_steps=0", "must be at least 1"),
+        ("callbacks.online_knn.samples=1", "must be at least 2"),
+        ("callbacks.online_knn.k=0", "must be at least 1"),
+        ("callbacks.online_knn.temperature=0", "must be positive"),
     ],
 )
 def test_a_wrong_setting_is_said(job: Job, override: str, message: str) -> None:

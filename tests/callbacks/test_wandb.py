@@ -28,7 +28,7 @@ def test_without_a_key_it_is_offline_and_says_so_in_one_line(
 ) -> None:
     monkeypatch.setattr(wandb, "_PATIENCE", 600.0)
     with caplog.at_level(logging.INFO):
-        job.run("callback.log.wandb=auto")
+        job.run("callbacks.log.wandb=auto")
     lines = [record.getMessage() for record in caplog.records if "wandb" in record.getMessage()]
     assert lines == [
         f"wandb: offline, in {job.out / 'wandb'} (no key: log in by `wandb login`); `wandb sync` uploads it"

@@ -93,7 +93,7 @@ def test_recipes_are_the_published_ones(experiment: str, encoder: dict[str, int]
     assert cfg["base_lr"] == 1.5e-4
     assert (cfg["epochs"], cfg["warmup_epochs"]) == (800, 40)
     objective = cfg["objective"]
-    assert (objective["mask_ratio"], objective["norm_pix"], objective["pixel_order"]) == (0.75, True, "hwc")
+    assert (objective["mask_ratio"], objective["norm_pix_loss"], objective["pixel_order"]) == (0.75, True, "hwc")
     assert objective["decoder"]["position"] == "fixed"
     shared_by_mae_recipes(cfg)
 
@@ -123,7 +123,7 @@ def test_hiera_recipes_are_the_published_ones(
     assert sizes.lr == pytest.approx(8e-4)
     assert (cfg["epochs"], cfg["warmup_epochs"]) == (1600, 40)
     objective = cfg["objective"]
-    assert (objective["mask_ratio"], objective["norm_pix"], objective["pixel_order"]) == (0.6, True, "chw")
+    assert (objective["mask_ratio"], objective["norm_pix_loss"], objective["pixel_order"]) == (0.6, True, "chw")
     assert objective["decoder"]["position"] == "learned"
     alone = plain(composed([f"encoder=hiera_{size}"]))["encoder"]
     assert alone == cfg["encoder"] | {"q_pool": 3, "multi_scale_fusion": False, "drop_path": 0.0}
@@ -183,13 +183,13 @@ def test_dino_recipes_are_the_published_ones(
     decay = cfg["schedule"]["weight_decay"]
     assert (decay["peak"], decay["final"], decay["warmup"]) == (0.04, 0.4, 0.0)
     head = objective["head"]
-    assert (head["prototypes"], head["layers"], head["hidden_dim"], head["bottleneck_dim"]) == (65536, 3, 2048, 256)
+    assert (head["prototypes"], head["nlayers"], head["hidden_dim"], head["bottleneck_dim"]) == (65536, 3, 2048, 256)
     assert head["norm_last_layer"] == norm_last_layer
-    temperatures = [objective[f"{name}temperature"] for name in ("student_", "warmup_teacher_", "teacher_")]
+    temperatures = [objective[f"{name}temp"] for name in ("student_", "warmup_teacher_", "teacher_")]
     assert temperatures == [0.1, 0.04, 0.07]
-    assert objective["warmup_teacher_temperature_epochs"] == 30
-    assert (objective["center_momentum"], objective["teacher_momentum"]) == (0.9, 0.996)
-    assert (objective["final_teacher_momentum"], objective["freeze_last_layer"]) == (1.0, 1)
+    assert objective["warmup_teacher_temp_epochs"] == 30
+    assert (objective["center_momentum"], objective["momentum_teacher"]) == (0.9, 0.996)
+    assert (objective["final_momentum_teacher"], objective["freeze_last_layer"]) == (1.0, 1)
     first, second = objective["global_view"], objective["local_view"]
     assert (first["size"], first["count"], second["size"], second["count"]) == (224, 2, 96, locals_)
     assert (first["scale"], second["scale"]) == scales
@@ -270,8 +270,8 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         ("encoder.depth={a", "is not understood"),
         ("+encoder._args_=[1]", "there is no such key"),
         ("++objectve.mask_ratio=0.5", "objectve: there is no such group; did you mean objective?"),
-        ("++callback.lg.every_steps=5", "callback.lg={'every_steps': 5}: is no callback"),
-        ("+callback.wandb=offline", "callback.wandb=offline: is no callback"),
+        ("++callbacks.lg.every_steps=5", "callbacks.lg={'every_steps': 5}: is no callback"),
+        ("+callbacks.wandb=offline", "callbacks.wandb=offline: is no callback"),
         ("schedule.lr=null", "schedule.lr=null: is no schedule"),
         ("checkpoint=null", "checkpoint=None: there is no such option; one of local"),
         ("~optim", "optim is missing: choose one by optim=…"),

@@ -52,7 +52,7 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
     return replace(batch, views=tuple(view[:, start:stop] for view in batch.views), g=batch.g[start:stop])
 
 
-def by_loops(objective: DINO, batch: Batch, student_temperature: float = 0.1, temperature: float = 0.04) -> Tensor:
+def by_loops(objective: DINO, batch: Batch, student_temp: float = 0.1, temperature: float = 0.04) -> Tensor:
     """Algorithm 1 of the paper, view by view and sample by sample, with networks called on one image at a time."""
 
     def outputs(network: torch.nn.Module, image: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def by_loops(objective: DINO, batch: Batch, student_temperature: float = 0.1, te
                 q = ((outputs(objective.teacher, images[g]) - objective.center) / temperature).softmax(0)
             for v, image in enumerate(images):
                 if v != g:
-                    logarithms = (outputs(objective.student, image) / student_temperature).log_softmax(0)
+                    logarithms = (outputs(objective.student, image) / student_temp).log_softmax(0)
                     total, pairs = total - (q * logarithms).sum(), pairs + 1
     return total / pairs
 
@@ -189,7 +189,7 @@ def test_micro_batches_make_the_step_of_the_whole_batch() -> None:
 
 
 def test_the_teacher_is_the_moving_average_of_the_student() -> None:
-    objective = small(teacher_momentum=0.9)
+    objective = small(momentum_teacher=0.9)
     before = [one.clone() for one in objective.teacher.parameters()]
     objective(batch_of(objective), START)
     objective.after_step(START, NO)
@@ -267,8 +267,8 @@ def test_prototypes_rest_in_the_first_epochs() -> None:
 
 
 def test_the_teachers_temperature_warms_up_epoch_by_epoch() -> None:
-    objective = small(teacher_temperature=0.07, warmup_teacher_temperature=0.04, warmup_teacher_temperature_epochs=5)
-    got = [objective.teacher_temperature(Progress(step, 100, 10)) for step in range(100)]
+    objective = small(teacher_temp=0.07, warmup_teacher_temp=0.04, warmup_teacher_temp_epochs=5)
+    got = [objective.teacher_temp(Progress(step, 100, 10)) for step in range(100)]
     expected = np.repeat(np.concatenate([np.linspace(0.04, 0.07, 5), np.full(5, 0.07)]), 10)
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
@@ -292,12 +292,12 @@ def kinds(objective: DINO, batch: Batch) -> set[str]:
 
 
 def test_health_tells_the_kinds_of_collapse_apart() -> None:
-    sharp = {"teacher_temperature": 0.002, "warmup_teacher_temperature": 0.002}
+    sharp = {"teacher_temp": 0.002, "warmup_teacher_temp": 0.002}
     objective = small(**sharp)
     objective.center.copy_(objective.teacher_outputs(batch_of(objective, 16)).mean(dim=(0, 1)))
     batch = batch_of(objective, 16)
     assert kinds(objective, batch) == set()
-    assert "uniform" in kinds(small(teacher_temperature=50.0, warmup_teacher_temperature=50.0), batch)
+    assert "uniform" in kinds(small(teacher_temp=50.0, warmup_teacher_temp=50.0), batch)
     uniform = small()
     with torch.no_grad():
         uniform.teacher.head.last_layer.weight_g.zero_()
@@ -315,7 +315,7 @@ def test_health_tells_the_kinds_of_collapse_apart() -> None:
 
 
 def test_kl_is_nothing_when_student_and_teacher_agree() -> None:
-    objective = small(local=None, student_temperature=0.04)
+    objective = small(local=None, student_temp=0.04)
     objective.init_weights(0)
     batch = batch_of(objective)
     same = replace(batch, views=tuple(view[:1].expand_as(view) for view in batch.views))
@@ -353,9 +353,9 @@ def health_by_loops(objective: DINO, batch: Batch, temperature: float) -> dict[s
 
 def test_health_is_what_its_columns_say() -> None:
     """In the middle of the temperature's warm-up, so that neither end of it would do."""
-    objective = small(teacher_temperature=0.07, warmup_teacher_temperature=0.04, warmup_teacher_temperature_epochs=7)
+    objective = small(teacher_temp=0.07, warmup_teacher_temp=0.04, warmup_teacher_temp_epochs=7)
     batch, progress = batch_of(objective.eval(), 9), Progress(35, 100, 10)
-    assert objective.teacher_temperature(progress) == pytest.approx(0.055)
+    assert objective.teacher_temp(progress) == pytest.approx(0.055)
     with torch.no_grad():
         expected = health_by_loops(objective, batch, 0.055)
     found = {name: value.item() for name, value in objective.health(batch, progress).items()}
@@ -399,30 +399,30 @@ def test_advice_names_what_is_far_off() -> None:
     objective = small()
     assert any("prototypes=12 for 10 images" in line for line in objective.advice(10, 4, 100_000, 100))
     assert any("prototypes=12 for 23 images" in line for line in objective.advice(23, 4, 100_000, 100))
-    assert any("teacher_momentum=0.996 for 500 steps" in line for line in objective.advice(10_000, 512, 500, 100))
+    assert any("momentum_teacher=0.996 for 500 steps" in line for line in objective.advice(10_000, 512, 500, 100))
     assert any("looks back 64 epochs" in line for line in objective.advice(1000, 256, 100_000, 100))
-    frozen = list(small(teacher_momentum=1.0).advice(1_281_167, 256, 10**6, 100))
+    frozen = list(small(momentum_teacher=1.0).advice(1_281_167, 256, 10**6, 100))
     assert ["at most 0.999960 keeps it" in line for line in frozen] == [True]
     assert not list(objective.advice(10_000, 64, 2, 100))  # a trial
     assert any("images in all" in line for line in objective.advice(10_000, 16, 2000, 100))
     for momentum, asked in ((0.0, True), (0.89, True), (0.91, False)):
-        lines = list(small(teacher_momentum=momentum).advice(1_281_167, 256, 10**6, 100))
-        assert [line.startswith(f"objective.teacher_momentum={momentum}: ") for line in lines] == [True] * asked
-    warm = {"teacher_temperature": 0.07, "warmup_teacher_temperature": 0.04}
+        lines = list(small(momentum_teacher=momentum).advice(1_281_167, 256, 10**6, 100))
+        assert [line.startswith(f"objective.momentum_teacher={momentum}: ") for line in lines] == [True] * asked
+    warm = {"teacher_temp": 0.07, "warmup_teacher_temp": 0.04}
     for settings, said in (
         (warm, "from the start"),
-        (warm | {"warmup_teacher_temperature_epochs": 30}, ""),
-        ({"teacher_temperature": 0.07, "warmup_teacher_temperature": 0.07}, "from the start"),
-        (warm | {"teacher_temperature": 0.08, "warmup_teacher_temperature_epochs": 30}, "known to be unstable"),
-        ({"teacher_temperature": 0.05, "warmup_teacher_temperature": 0.05}, ""),
+        (warm | {"warmup_teacher_temp_epochs": 30}, ""),
+        ({"teacher_temp": 0.07, "warmup_teacher_temp": 0.07}, "from the start"),
+        (warm | {"teacher_temp": 0.08, "warmup_teacher_temp_epochs": 30}, "known to be unstable"),
+        ({"teacher_temp": 0.05, "warmup_teacher_temp": 0.05}, ""),
     ):
         lines = list(small(**settings).advice(1_281_167, 1024, 10**6, 100))
         assert [said in line for line in lines] == [True] * bool(said), (settings, lines)
     assert not list(objective.advice(1_281_167, 1024, 300 * 1251, 100))  # the published recipe
-    long = small(freeze_last_layer=2, warmup_teacher_temperature_epochs=3)
+    long = small(freeze_last_layer=2, warmup_teacher_temp_epochs=3)
     assert ["2 of 2 epochs" in line or "3 of 2 epochs" in line for line in long.advice(10_000, 64, 2, 2)] == [True] * 2
     assert not list(long.advice(10_000, 64, 2, 3))
-    assert any("sharpened" in line for line in small(teacher_temperature=0.1).advice(1_281_167, 1024, 10**6, 100))
+    assert any("sharpened" in line for line in small(teacher_temp=0.1).advice(1_281_167, 1024, 10**6, 100))
 
 
 # ── what cannot work ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -440,8 +440,8 @@ def test_what_cannot_work_is_refused_together() -> None:
         DINOHead(16, prototypes=1)
     with pytest.raises(ValueError, match="nothing to match"):
         DINO(vit, DINOHead, ViewSpec(16))
-    with pytest.raises(ValueError, match=r"`student_temperature` must be positive; `teacher_momentum` must be between"):
-        DINO(vit, DINOHead, GLOBAL, student_temperature=0.0, teacher_momentum=1.5)
+    with pytest.raises(ValueError, match=r"`student_temp` must be positive; `momentum_teacher` must be between"):
+        DINO(vit, DINOHead, GLOBAL, student_temp=0.0, momentum_teacher=1.5)
 
 
 def test_without_a_class_token_the_mean_goes_to_the_head() -> None:

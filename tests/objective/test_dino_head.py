@@ -56,5 +56,5 @@ def test_initial_weights_are_the_original_ones() -> None:
 
 
 def test_sizes_that_cannot_be_are_refused_together() -> None:
-    with pytest.raises(ValueError, match="`layers` must be at least 1; `prototypes` must be at least 2"):
-        DINOHead(8, prototypes=0, layers=0)
+    with pytest.raises(ValueError, match="`nlayers` must be at least 1; `prototypes` must be at least 2"):
+        DINOHead(8, prototypes=0, nlayers=0)

@@ -10,7 +10,7 @@ from tests.conftest import Golden, close
 
 
 def by_loops(
-    student: torch.Tensor, teacher: torch.Tensor, center: torch.Tensor, temperature: float, teacher_temperature: float
+    student: torch.Tensor, teacher: torch.Tensor, center: torch.Tensor, temperature: float, teacher_temp: float
 ) -> torch.Tensor:
     """Arrays [V, B, K] and [G, B, K]: the definition in the module's docstring, number by number, in float64."""
     total, pairs = 0.0, 0
@@ -19,7 +19,7 @@ def by_loops(
             if v == g:
                 continue
             for sample in range(student.shape[1]):
-                q = torch.exp((teacher[g, sample].double() - center.double()) / teacher_temperature)
+                q = torch.exp((teacher[g, sample].double() - center.double()) / teacher_temp)
                 q = q / q.sum()
                 p = torch.exp(student[v, sample].double() / temperature)
                 total -= (q * torch.log(p / p.sum())).sum()

@@ -43,7 +43,7 @@ def loss_by_loops(mae: MAE, images: torch.Tensor, visible: torch.Tensor, masked:
             row, column = divmod(patch, 4)
             square = images[sample, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
             pixels = (square if mae.pixel_order == "chw" else square.permute(1, 2, 0)).flatten()
-            if mae.norm_pix:
+            if mae.norm_pix_loss:
                 mean = pixels.sum() / 48
                 variance = ((pixels - mean) ** 2).sum() / 47
                 pixels = (pixels - mean) / (variance + 1e-6) ** 0.5
@@ -52,10 +52,10 @@ def loss_by_loops(mae: MAE, images: torch.Tensor, visible: torch.Tensor, masked:
     return total / count
 
 
-@pytest.mark.parametrize("norm_pix", [True, False])
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize("pixel_order", ["hwc", "chw"])
-def test_loss_equals_its_definition(norm_pix: bool, pixel_order: PixelOrder) -> None:
-    mae, batch = build(norm_pix=norm_pix, pixel_order=pixel_order), batch_of(2)
+def test_loss_equals_its_definition(norm_pix_loss: bool, pixel_order: PixelOrder) -> None:
+    mae, batch = build(norm_pix_loss=norm_pix_loss, pixel_order=pixel_order), batch_of(2)
     images = batch.views[0][0]
     visible, masked = mae.mask(images, batch)
     expected = loss_by_loops(mae, images, visible, masked)
@@ -158,7 +158,7 @@ def test_the_loss_of_oblong_images_is_its_definition(family: str, position: str)
     options = {"q_pool": 2, "multi_scale_fusion": True}
     encoder = small(**options) if family == "hiera" else ViT([32, 48], 16, embed_dim=24, depth=2, num_heads=3)
     decoder = partial(Decoder, embed_dim=16, depth=2, num_heads=2, position=position)
-    mae = MAE(encoder, decoder, ViewSpec([64, 96]), norm_pix=False, pixel_order="chw").eval()
+    mae = MAE(encoder, decoder, ViewSpec([64, 96]), norm_pix_loss=False, pixel_order="chw").eval()
     perturb(mae)
     images, side = torch.randn(2, 3, 32, 48), encoder.token_size  # half the size that its tables are made for
     order = torch.tensor([[5, 0, 3, 1, 4, 2], [2, 4, 0, 5, 1, 3]])

@@ -15,7 +15,7 @@ from tests.conftest import Golden, close, decoder_from
 pytestmark = pytest.mark.parametrize("golden", ["mae_vit"], indirect=True)
 
 
-def build(golden: Golden, norm_pix: bool = True) -> MAE:
+def build(golden: Golden, norm_pix_loss: bool = True) -> MAE:
     config = golden.config
     encoder = ViT(
         img_size=config["img_size"],
@@ -27,7 +27,7 @@ def build(golden: Golden, norm_pix: bool = True) -> MAE:
         norm_eps=config["norm_eps"],
     )
     view = ViewSpec(size=config["img_size"])
-    mae = MAE(encoder, decoder_from(config), view, mask_ratio=config["mask_ratio"], norm_pix=norm_pix).eval()
+    mae = MAE(encoder, decoder_from(config), view, mask_ratio=config["mask_ratio"], norm_pix_loss=norm_pix_loss).eval()
     mae.load_state_dict(mae_from_official(golden.state("model.")), strict=True)
     return mae
 
@@ -51,10 +51,10 @@ def test_golden_latent_and_prediction(golden: Golden) -> None:
     assert close(mae.reconstruct(golden["images"], visible, masked), golden["pred"])
 
 
-@pytest.mark.parametrize("norm_pix", [True, False])
-def test_golden_loss(golden: Golden, norm_pix: bool) -> None:
-    loss = build(golden, norm_pix).loss(golden["images"], *ids(golden))
-    expected = golden["loss_norm_pix" if norm_pix else "loss_raw_pix"]
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_golden_loss(golden: Golden, norm_pix_loss: bool) -> None:
+    loss = build(golden, norm_pix_loss).loss(golden["images"], *ids(golden))
+    expected = golden["loss_norm_pix" if norm_pix_loss else "loss_raw_pix"]
     assert abs(loss.item() / expected.item() - 1) <= 1e-5
 
 

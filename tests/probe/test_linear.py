@@ -1,4 +1,4 @@
-"""The closed protocol: standardised features, a converged fit, the stated penalties."""
+"""The closed solution: standardised features, a converged fit, the stated penalties."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_a_step_adds_up() -> None:
 
 
 def test_recomputation_is_part_of_the_backward_pass() -> None:
-    plain, again = (step(profile_of(80), Spread("full", 1, 4), FREE, 3, 1, recompute) for recompute in (False, True))
+    plain, again = (step(profile_of(80), Spread("full", 1, 4), FREE, 3, 1, again) for again in (False, True))
     assert [phase.compute for phase in plain.phases] == [6, 12]
     assert [phase.compute for phase in again.phases] == [6, 12 + 3]
 

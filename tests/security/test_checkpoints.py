@@ -156,7 +156,7 @@ def test_what_everybody_may_write_to_is_not_gone_on_from(job: Job, caplog: pytes
     refused = run_script("knn", *probe)
     assert "trust_checkpoint=true" in refused.stderr
     assert run_script("knn", *probe, "trust_checkpoint=true").returncode == 0
-    assert run_script("knn", *probe, "weights=random").returncode == 0  # reads no checkpoint
+    assert run_script("knn", *probe, "features=random").returncode == 0  # reads no checkpoint
     caplog.clear()
     run = job.run("max_steps=2", "stop_after_steps=3", "trust_checkpoint=true")
     assert run.state.step == 2

@@ -69,7 +69,7 @@ def test_a_run_keeps_its_secrets(job: Job, caplog: pytest.LogCaptureFixture, cap
     with serving(job.shards) as host:
         urls = ",".join(address(host, name) for name in names)
         words = quote([f"data.train=[{urls}]", f"data.index_dir={job.out / 'index'}"])
-        words += ["callback.log.wandb=offline", "callback.log.project=${oc.env:MY_API_KEY}", "max_steps=2"]
+        words += ["callbacks.log.wandb=offline", "callbacks.log.project=${oc.env:MY_API_KEY}", "max_steps=2"]
         words.append(f"data.storage_options={{secret: {OPTION}, client_kwargs: {{region_name: here}}}}")
         first = job.run(*words)
         again = ",".join(address(host, name, "another-s1gnature") for name in names)
@@ -80,7 +80,7 @@ def test_a_run_keeps_its_secrets(job: Job, caplog: pytest.LogCaptureFixture, cap
     said = capfd.readouterr()
     assert holds_none(caplog.text + said.out + said.err)
     saved = OmegaConf.load(job.out / "config.yaml")
-    assert saved.callback.log.project == secret.HIDDEN
+    assert saved.callbacks.log.project == secret.HIDDEN
     assert saved.data.storage_options == {"secret": secret.HIDDEN, "client_kwargs": {"region_name": "here"}}
     assert saved.data.train[0] == host.replace("http://", "http://hidden@") + f"/{names[0]}?hidden"
     rows = json.loads((job.out / "run.json").read_text())["identity"]["data"]["shards"]

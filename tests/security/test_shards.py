@@ -39,7 +39,7 @@ def test_planted_pickles_are_trained_on_verified_indexed_and_probed_unread(job: 
     shards.mkdir()
     write_tar(shards / "s.tar", members(marker))
     (shards / "classes.json").write_text(json.dumps(["a", "b"]))
-    job.run(f"data.train={shards}", f"data.val={shards}", "callback.online_knn.every_steps=2", "max_steps=2")
+    job.run(f"data.train={shards}", f"data.val={shards}", "callbacks.online_knn.every_steps=2", "max_steps=2")
     data = f"data={shards}/s.tar"
     for words in (
         ["action=verify", data],

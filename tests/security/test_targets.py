@@ -61,11 +61,11 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("target", [*FUNCTIONS, *CLASSES])
-@pytest.mark.parametrize("place", ["encoder", "objective", "callback.x"])
+@pytest.mark.parametrize("place", ["encoder", "objective", "callbacks.x"])
 def test_only_what_a_place_is_for_is_built(target: str, place: str) -> None:
     node: dict[str, Any] = {"_target_": target, "_partial_": True, "path": "marker"}
     group, _, name = place.partition(".")
-    if place == "callback.x" and target.endswith("callbacks.Callback"):
+    if place == "callbacks.x" and target.endswith("callbacks.Callback"):
         return
     lines = check_nodes({group: {name: node} if name else node})
     assert [line.partition("=")[0] for line in lines] == [f"{place}._target_"]

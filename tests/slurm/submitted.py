@@ -19,8 +19,8 @@ WORDS = [
     "checkpoint.every_minutes=null",
     "global_batch_size=8",
     "allow_targets=[tests]",
-    "+callback.slow._target_=tests.slurm.pace.Slow",
-    "+callback.slow._partial_=true",
+    "+callbacks.slow._target_=tests.slurm.pace.Slow",
+    "+callbacks.slow._partial_=true",
 ]
 
 

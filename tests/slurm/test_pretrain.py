@@ -24,7 +24,7 @@ FULL = pytest.mark.full
 def submit(job: Submitted, hardware: tuple[str, str], *words: str, flags: tuple[str, ...] = ()) -> None:
     nodes, trainer = hardware
     spread = [] if trainer == "trainer=cpu" else ["accelerator=cpu"]
-    kept = ("trainer.precision=32-true", "batch_size_per_device=4", trainer, *spread, *words)
+    kept = ("trainer.precision=32-true", "max_micro_batch_size=4", trainer, *spread, *words)
     job.submit(*kept, flags=(nodes, *flags))
 
 
@@ -60,7 +60,7 @@ def through(
     def once(hardware: tuple[str, str]) -> Submitted:
         if hardware not in done:
             job = Submitted(tmp_path_factory.mktemp("through"), running_cluster)
-            submit(job, hardware, "data.num_workers=0", "+callback.slow.seconds=0")
+            submit(job, hardware, "data.num_workers=0", "+callbacks.slow.seconds=0")
             job.wait_for_state("COMPLETED")
             done[hardware] = job
         return done[hardware]
@@ -146,7 +146,7 @@ def test_requeued_twice_it_has_one_folder_and_what_depends_on_it_waits_for_its_e
 ) -> None:
     """`scancel --signal=USR1`, as a person would; the probe and the export are submitted before anything is there."""
     job = Submitted(tmp_path / "job", cluster)
-    submit(job, ONE, "data.num_workers=0", "+callback.slow.lives=2")
+    submit(job, ONE, "data.num_workers=0", "+callbacks.slow.lives=2")
     (job.tmp / "scripts").symlink_to(ROOT / "scripts")
     after, run = (f"--dependency=afterok:{job.number}",), f"checkpoint={job.out}"
     data = [f"{name}={job.shards}" for name in ("train", "val")]

@@ -39,8 +39,8 @@ def stop_of(state: RunState, is_due: Callable[[], bool] = lambda: False, **words
 
 
 def test_an_alarm_that_stops_the_run_stops_all_ranks_at_one_step(job: Job) -> None:
-    every = ("callback.health.every_steps=1", "callback.health.warmup_steps=0", "callback.health.samples=16")
-    words = [*every, "callback.health.patience=2", "callback.health.action=stop", "max_steps=50"]
+    every = ("callbacks.health.every_steps=1", "callbacks.health.warmup_steps=0", "callbacks.health.samples=16")
+    words = [*every, "callbacks.health.patience=2", "callbacks.health.action=stop", "max_steps=50"]
     other = ranks.Ranks(job, 2, "trainer=fsdp", *words)
     said = other.finish()
     assert other.codes == [3, 3], said

@@ -20,7 +20,7 @@ def test_compiled_it_learns_the_same_and_its_checkpoints_are_the_same(job: Job, 
     eager.out = job.tmp / "eager"
     eager.run(*recipe, "max_steps=12")
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # none falls back to eager, evaluation included
-        val = [f"data.val={job.shards}", "callback.evaluate.every_steps=2"]
+        val = [f"data.val={job.shards}", "callbacks.evaluate.every_steps=2"]
         job.run(*recipe, *val, "max_steps=12", "stop_after_steps=4", "trainer.compile=true")
     job.run(*recipe, "max_steps=12", "stop_after_steps=8", "trainer.compile=true")
     job.run(*recipe, "max_steps=12")

@@ -33,9 +33,9 @@ SETTINGS = [
     "base_lr=0.03",
     "clip_grad_norm=0.3",
     "clip_grad_by=parameter",
-    "objective.warmup_teacher_temperature_epochs=3",
-    "objective.teacher_temperature=0.07",
-    "objective.teacher_momentum=0.9",
+    "objective.warmup_teacher_temp_epochs=3",
+    "objective.teacher_temp=0.07",
+    "objective.momentum_teacher=0.9",
     "objective.freeze_last_layer=1",
 ]
 

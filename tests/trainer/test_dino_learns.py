@@ -13,13 +13,13 @@ from pretrain.config.overrides import composed
 from tests.scripts import run_script
 
 NO_CENTRING = ["objective.center_momentum=1"]
-NO_TEACHER = ["objective.teacher_momentum=0", "objective.final_teacher_momentum=0"]  # of its own: it is the student
+NO_TEACHER = ["objective.momentum_teacher=0", "objective.final_momentum_teacher=0"]  # of its own: it is the student
 
 
 def trained(shards: Path, out: Path, *overrides: str) -> list[dict[str, Any]]:
     """The rows of a run that were measured."""
     data = [f"data.train={shards}/train-*.tar", f"data.val={shards}/val-*.tar", "data.num_samples=null"]
-    data += [f"data.index_dir={out.parent / 'index'}", "data.num_workers=0", "callback.log.wandb=disabled"]
+    data += [f"data.index_dir={out.parent / 'index'}", "data.num_workers=0", "callbacks.log.wandb=disabled"]
     cfg = composed(["+experiment=dino_digits", "trainer=cpu", f"output_dir={out}", *data, *overrides])
     build.run_of(cfg).fit()
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -42,7 +42,7 @@ def test_two_ways_to_collapse_are_told_from_health(tmp_path: Path) -> None:
     """At equal steps: what the teacher says, how far the student is from it, and how many directions are left."""
     shards = drawn(tmp_path / "shards", "repeats=1", "val_samples=64")
     short = ["stop_after_steps=60", "global_batch_size=32", "base_lr=1.6e-2"]  # the recipe's rate, for half its batch
-    short += ["callback.health.every_steps=20", "callback.health.samples=64", "callback.online_knn=null"]
+    short += ["callbacks.health.every_steps=20", "callbacks.health.samples=64", "callbacks.online_knn=null"]
     healthy = trained(shards, tmp_path / "healthy", *short)
     assert min(row["teacher_entropy_of_mean"] for row in healthy) > 4
     assert told(healthy) > 0.02
@@ -67,7 +67,7 @@ def test_it_learns_to_look_past_places_and_colours(tmp_path: Path) -> None:
     for probe in ("knn", "linear_probe"):
         for weights in ("trained", "random"):
             out = tmp_path / f"{probe}_{weights}.json"
-            words = [f"train={shards}/train-*.tar", f"val={shards}/val-*.tar", f"weights={weights}", f"out={out}"]
+            words = [f"train={shards}/train-*.tar", f"val={shards}/val-*.tar", f"features={weights}", f"out={out}"]
             assert run_script(probe, f"checkpoint={tmp_path / 'run'}", *words).returncode == 0
             accuracy[probe, weights] = json.loads(out.read_text())["accuracy"]
     assert accuracy["knn", "trained"] > accuracy["knn", "random"] + 0.1

@@ -100,7 +100,7 @@ def test_what_kills_a_rank_is_said_by_itself(job: Job) -> None:
 
 
 def test_a_run_that_hangs_ends_with_the_stacks_of_all_ranks(job: Job) -> None:
-    words = ["callback.watchdog.least_minutes=0.3", "callback.watchdog.factor=1"]
+    words = ["callbacks.watchdog.least_minutes=0.3", "callbacks.watchdog.factor=1"]
     other = ranks.Ranks(job, 2, "trainer=ddp", "max_steps=1000", *words, *planted("hangs", rank=1, step=3))
     said = other.finish()
     assert 70 in other.codes

@@ -173,8 +173,8 @@ SMALL_DINO = [
     "objective.head.bottleneck_dim=8",
     "objective.local_view.size=8",
     "objective.local_view.count=2",
-    "objective.warmup_teacher_temperature_epochs=0",
-    "objective.teacher_momentum=0.5",
+    "objective.warmup_teacher_temp_epochs=0",
+    "objective.momentum_teacher=0.5",
     "epochs=6",
     "warmup_epochs=0",
     "data.num_samples=null",
@@ -184,7 +184,7 @@ SMALL_DINO = [
 def test_teacher_and_centre_stay_too(job: Job, monkeypatch: pytest.MonkeyPatch, watched: Watched) -> None:
     monkeypatch.setattr("tests.job.SMALL", [word for word in SMALL if not word.startswith("objective.")])
     spoil(monkeypatch, {19}, objective=DINO)
-    job.run(*SMALL_DINO, "batch_size_per_device=4", "max_steps=5")
+    job.run(*SMALL_DINO, "max_micro_batch_size=4", "max_steps=5")
     moved = [name for name, value in watched.before[3].items() if not torch.equal(value, watched.before[5][name])]
     assert {"center", "teacher.encoder.norm.weight", "student.encoder.norm.weight"} <= set(moved)
     assert all(torch.equal(bits(value), bits(watched.after[3][name])) for name, value in watched.before[3].items())
@@ -218,7 +218,7 @@ def test_an_incident_is_all_that_it_takes_to_make_the_step_again(job: Job, harm:
 @pytest.mark.parametrize("sample", [17, 22], ids=["the first", "the last"])
 def test_one_bad_micro_batch_is_enough_and_all_are_recorded(job: Job, harm: Any, watched: Watched, sample: int) -> None:
     harm({sample})
-    job.run("batch_size_per_device=3", "max_steps=5")
+    job.run("max_micro_batch_size=3", "max_steps=5")
     assert watched.changed() == [1, 2, 4, 5]
     incident = Incident.read(job.out / "incidents" / "step_00000003")
     assert incident.g == [[16, 17], [18, 19], [20, 21], [22, 23]]
@@ -386,7 +386,7 @@ def test_a_step_reads_nothing_on_the_host_but_the_flag_of_the_one_before(
     monkeypatch.setattr(MAE, "after_step", lambda *_: events.append("after_step"))
     hook = register_optimizer_step_pre_hook(lambda *_: events.append("step"))
     harm(of_steps(3))
-    job.run("max_steps=5", "clip_grad_norm=0.1", "callback.pictures=null")
+    job.run("max_steps=5", "clip_grad_norm=0.1", "callbacks.pictures=null")
     hook.remove()
     assert reads == {1: 1, 2: 0, 3: 0, 4: 0, 5: 0}  # the first step of an optimizer is asked for
     assert events == ["backward", "settle", "step", "after_step", "note"] * 5 + ["settle"]  # the last when saving

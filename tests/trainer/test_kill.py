@@ -17,7 +17,7 @@ from tests.job import Job
 from tests.program import Program
 from tests.trainer.test_run import same, weights
 
-LONG = ["checkpoint.every_steps=7", "batch_size_per_device=4"]
+LONG = ["checkpoint.every_steps=7", "max_micro_batch_size=4"]
 
 
 def wait_for_rows(job: Job, count: int, process: Program) -> None:
@@ -36,7 +36,7 @@ def test_killed_at_random_it_goes_on_with_the_same_bits(job: Job, workers: int, 
     """SIGKILL at random moments; the same command, started again, ends with the same losses and weights."""
     long = [*LONG, f"max_steps={20 * kills}"]
     slow = {"_target_": "tests.slurm.pace.Slow", "_partial_": "true", "after": 20 * kills - 7, "seconds": 10}
-    lingering = ["allow_targets=[tests]", *(f"+callback.slow.{name}={value}" for name, value in slow.items())]
+    lingering = ["allow_targets=[tests]", *(f"+callbacks.slow.{name}={value}" for name, value in slow.items())]
     whole = Job(job.tmp)
     whole.out = job.tmp / "whole"
     whole.run(*long)
@@ -104,7 +104,7 @@ def test_ctrl_c_before_training_is_no_traceback(job: Job) -> None:
 
 
 def test_a_second_ctrl_c_ends_at_once(job: Job) -> None:
-    process = job.start("max_steps=100000", "global_batch_size=40", "batch_size_per_device=1", "encoder.depth=12")
+    process = job.start("max_steps=100000", "global_batch_size=40", "max_micro_batch_size=1", "encoder.depth=12")
     wait_for_rows(job, 1, process)
     process.send(signal.SIGINT)
     time.sleep(0.1)
@@ -115,7 +115,7 @@ def test_a_second_ctrl_c_ends_at_once(job: Job) -> None:
 
 def test_a_second_ctrl_c_ends_all_ranks_and_none_takes_another_for_lost(job: Job) -> None:
     slow = {"_target_": "tests.slurm.pace.Slow", "_partial_": "true", "after": 3, "seconds": 2}
-    words = ["allow_targets=[tests]", *(f"+callback.slow.{name}={value}" for name, value in slow.items())]
+    words = ["allow_targets=[tests]", *(f"+callbacks.slow.{name}={value}" for name, value in slow.items())]
     other = ranks.Ranks(job, 2, "trainer=ddp", *words)
     wait_for_rows(job, 2, other.programs[0])
     for _ in range(2):

@@ -23,7 +23,7 @@ from pretrain.trainer.shard import mesh_of
 
 def test_no_gpu_is_one_sentence_that_names_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    lines = [line for line in check(composed(["trainer=one_gpu"])) if line.startswith("trainer")]
+    lines = [line for line in check(composed(["trainer=gpu"])) if line.startswith("trainer")]
     assert lines == [
         "trainer.accelerator=null: needs a GPU, and torch finds none here: train on the CPU with trainer=cpu"
     ]

@@ -23,7 +23,7 @@ EXACT = [
     "trainer.precision=64-true",
     "clip_grad_norm=0.5",
     "clip_grad_by=parameter",
-    "callback.ledger.enabled=true",
+    "callbacks.ledger.enabled=true",
     "max_steps=6",
 ]
 
@@ -53,7 +53,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     found = {}
     for kind, words in KINDS.items():
         job = Job(tmp_path_factory.mktemp(kind))
-        job.run(*words, *EXACT, "batch_size_per_device=4")
+        job.run(*words, *EXACT, "max_micro_batch_size=4")
         found[kind] = Ended.of(job)
     return found
 
@@ -76,7 +76,7 @@ def test_several_ranks_are_one_process(
 
     Micro-batches of one: there are several in a step. Clipping is by parameter, whose norm several ranks have parts of.
     """
-    ranks.run(job, count, *KINDS[kind], *EXACT, f"trainer={strategy}", "batch_size_per_device=1", local=local)
+    ranks.run(job, count, *KINDS[kind], *EXACT, f"trainer={strategy}", "max_micro_batch_size=1", local=local)
     ours, theirs = Ended.of(job), alone[kind]
     assert len(ours.losses) == 6
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-12)
@@ -127,7 +127,7 @@ def test_three_ranks_of_ddp_go_on_with_the_same_bits(job: Job) -> None:
     """Sums of three numbers depend on their order, and that on the places of gradients in DDP's buckets: those of the
     first step of a process must be those of all.
     """
-    words = ["trainer=ddp", "global_batch_size=6", "callback.ledger.enabled=true"]
+    words = ["trainer=ddp", "global_batch_size=6", "callbacks.ledger.enabled=true"]
     ranks.run(job, 3, *words, "stop_after_steps=6")
     whole, job.out = job.out, job.tmp / "parts"
     ranks.run(job, 3, *words, "stop_after_steps=3")
@@ -140,7 +140,7 @@ def test_in_bfloat16_fsdp_is_ddp(job: Job) -> None:
     weights of their norms rounded too, which are 1 and 0 at first, and differ by 2⁻⁹ at most later.
     """
     losses = []
-    for words in (["trainer=ddp"], ["trainer=fsdp", "trainer.gather=float32"], ["trainer=fsdp"]):
+    for words in (["trainer=ddp"], ["trainer=fsdp", "trainer.param_dtype=float32"], ["trainer=fsdp"]):
         job.out = job.tmp / "-".join(words)
         ranks.run(job, 2, *words, "trainer.precision=bf16-mixed", "base_lr=0.03", "max_steps=8")
         losses.append([row["loss"] for row in job.rows()])
@@ -179,7 +179,7 @@ def test_a_mistake_on_one_rank_is_said_by_it(job: Job) -> None:
     ("own", "shown"),
     [
         (["base_lr=1e-3", "base_lr=2e-3"], '"base_lr": 0.001'),
-        (["trainer.gather=float32", "trainer.gather=auto"], "gather"),
+        (["trainer.param_dtype=float32", "trainer.param_dtype=auto"], "gather"),
     ],
     ids=["lr", "hardware"],
 )
@@ -197,7 +197,7 @@ def test_ranks_that_differ_are_named(job: Job, own: list[str], shown: str) -> No
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(job: Job) -> None:
     """Schedulers send it to all, but not at the same moment; and again and again, until the processes are gone."""
     other = ranks.Ranks(
-        job, 2, "trainer=fsdp", "max_steps=100000", "callback.ledger.enabled=true", f"data.val={job.shards}"
+        job, 2, "trainer=fsdp", "max_steps=100000", "callbacks.ledger.enabled=true", f"data.val={job.shards}"
     )
     deadline = time.monotonic() + 600
     while len(job.rows()) < 4:

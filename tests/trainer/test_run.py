@@ -52,7 +52,7 @@ def test_no_record_of_a_run_holds_the_secrets_of_its_data(job: Job) -> None:
 
 def test_a_run_leaves_what_the_readme_draws(job: Job) -> None:
     write_shards(job.tmp / "val", [9])
-    overrides = [f"data.val={job.tmp / 'val'}", "callback.evaluate.every_steps=5", "callback.pictures.every_steps=6"]
+    overrides = [f"data.val={job.tmp / 'val'}", "callbacks.evaluate.every_steps=5", "callbacks.pictures.every_steps=6"]
     run = job.run(*overrides)
     assert run.state.stopping == "all 12 steps are done"
     names = {path.name for path in job.out.iterdir()}
@@ -74,7 +74,7 @@ def test_a_run_leaves_what_the_readme_draws(job: Job) -> None:
 
 
 def test_rows_come_every_n_steps_and_at_the_last(job: Job) -> None:
-    job.run("callback.log.every_steps=5")
+    job.run("callbacks.log.every_steps=5")
     assert [row["step"] for row in job.rows()] == [5, 10, 12]
 
 
@@ -109,7 +109,7 @@ def test_accumulation_makes_the_same_step(job: Job, tmp_path: Path) -> None:
     results = []
     for bound in (8, 7, 1):
         job.out = tmp_path / f"run{bound}"
-        job.run(f"batch_size_per_device={bound}")
+        job.run(f"max_micro_batch_size={bound}")
         results.append([row["loss"] for row in job.rows()])
     assert results[1] == pytest.approx(results[0], rel=1e-5)  # float32 sums in other orders, over 12 steps of AdamW
     assert results[2] == pytest.approx(results[0], rel=1e-5)
@@ -124,11 +124,11 @@ def test_seeds_differ(job: Job, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_says_so_and_does_nothing(job: Job, caplog: pytest.LogCaptureFixture) -> None:
-    job.run("callback.pictures.every_steps=6")
+    job.run("callbacks.pictures.every_steps=6")
     before = digest(job.out / "checkpoints") | digest(job.out / "pictures")
     assert any(name.endswith(".png") for name in before)
     with caplog.at_level(logging.INFO):
-        job.run("callback.pictures.every_steps=6")
+        job.run("callbacks.pictures.every_steps=6")
     assert "is finished: all 12 steps are done" in caplog.text
     assert digest(job.out / "checkpoints") | digest(job.out / "pictures") == before
     assert len(job.rows()) == 12
@@ -215,7 +215,7 @@ def test_two_runs_in_one_folder_are_refused(job: Job) -> None:
 
 def test_too_few_images_for_a_batch_are_refused(job: Job) -> None:
     with pytest.raises(UserError, match="global_batch_size=64: there are only 41 images"):
-        job.run("global_batch_size=64", "batch_size_per_device=64")
+        job.run("global_batch_size=64", "max_micro_batch_size=64")
 
 
 def test_a_pair_that_does_not_fit_is_refused(job: Job) -> None:
@@ -228,7 +228,7 @@ def test_a_pair_that_does_not_fit_is_refused(job: Job) -> None:
 def test_a_run_that_diverges_stops_and_its_checkpoint_is_unharmed(job: Job, every: int) -> None:
     job.run("stop_after_steps=2", "max_steps=40")
     with pytest.raises(UserError, match=r"step \d: 3 steps in a row were skipped"):
-        job.run("base_lr=1e30", "warmup_epochs=0", "max_steps=40", f"callback.log.every_steps={every}")
+        job.run("base_lr=1e30", "warmup_epochs=0", "max_steps=40", f"callbacks.log.every_steps={every}")
     newest = checkpoint.newest(job.out / "checkpoints")
     assert newest is not None
     assert newest.name == "step_00000002"
@@ -297,7 +297,7 @@ def test_an_optimizer_that_cannot_be_is_said_before_anything_is_written(job: Job
 
 
 def test_a_callback_can_be_turned_off(job: Job) -> None:
-    job.run("callback.pictures=null", "max_steps=2")
+    job.run("callbacks.pictures=null", "max_steps=2")
     assert not (job.out / "pictures").exists()
 
 

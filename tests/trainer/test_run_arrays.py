@@ -40,7 +40,11 @@ def shards_of_arrays(job: Job, count: int = 24) -> str:
 
 def test_four_channels_of_16_bits_train_and_are_probed(job: Job) -> None:
     folder = shards_of_arrays(job)
-    often = ["callback.pictures.every_steps=3", "callback.online_knn.every_steps=2", "callback.evaluate.every_steps=2"]
+    often = [
+        "callbacks.pictures.every_steps=3",
+        "callbacks.online_knn.every_steps=2",
+        "callbacks.evaluate.every_steps=2",
+    ]
     job.run(
         *VIEW,
         *RAW,
@@ -48,7 +52,7 @@ def test_four_channels_of_16_bits_train_and_are_probed(job: Job) -> None:
         f"data.train={folder}",
         f"data.val={folder}",
         "max_steps=4",
-        "callback.health.every_steps=2",
+        "callbacks.health.every_steps=2",
     )
     rows = job.rows()
     assert [row["step"] for row in rows] == [1, 2, 3, 4]

@@ -27,8 +27,8 @@ def test_it_goes_on_to_the_same_bits(job: Job) -> None:
     """Student, teacher and centre; the schedules of epochs and of steps run on where they were."""
     whole = Job(job.tmp)
     whole.out = job.tmp / "whole"
-    settings = [*DINO, "epochs=6", "warmup_epochs=1", "objective.warmup_teacher_temperature_epochs=4"]
-    settings += ["objective.teacher_temperature=0.07", "max_steps=12"]
+    settings = [*DINO, "epochs=6", "warmup_epochs=1", "objective.warmup_teacher_temp_epochs=4"]
+    settings += ["objective.teacher_temp=0.07", "max_steps=12"]
     whole.run(*settings)
     for _ in range(3):
         job.run(*settings, "stop_after_steps=5")
@@ -47,7 +47,7 @@ def test_accumulation_makes_the_same_run(job: Job) -> None:
     whole = Job(job.tmp)
     whole.out = job.tmp / "whole"
     whole.run(*DINO)
-    job.run(*DINO, "batch_size_per_device=2")
+    job.run(*DINO, "max_micro_batch_size=2")
     for ours, theirs in zip(job.rows(), whole.rows(), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
     pairs = zip(state(job.out).values(), state(whole.out).values(), strict=True)
@@ -102,10 +102,10 @@ def test_settings_far_off_are_named_at_the_start(job: Job, caplog: pytest.LogCap
 
 def test_a_collapse_is_named_within_its_patience(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """A teacher without sharpening says nothing of any image; the run stops with a checkpoint."""
-    health = ["callback.health.every_steps=1", "callback.health.warmup_steps=0", "callback.health.samples=16"]
-    flat = ["objective.teacher_temperature=50", "objective.warmup_teacher_temperature=50"]
+    health = ["callbacks.health.every_steps=1", "callbacks.health.warmup_steps=0", "callbacks.health.samples=16"]
+    flat = ["objective.teacher_temp=50", "objective.warmup_teacher_temp=50"]
     with caplog.at_level(logging.WARNING):
-        run = job.run(*DINO, *flat, *health, "callback.health.action=stop")
+        run = job.run(*DINO, *flat, *health, "callbacks.health.action=stop")
     assert run.state.step == 3
     assert run.state.alarm == "uniform"
     assert "alarm, uniform: the teacher spreads every image" in caplog.text

@@ -30,7 +30,7 @@ def test_drop_path_is_the_same_in_any_micro_batch(job: Job, tmp_path: Path, capl
             job.out = tmp_path / f"{mode}{bound}"
             caplog.clear()
             with caplog.at_level(logging.WARNING):
-                job.run(*DROP, f"encoder.drop_path_mode={mode}", f"batch_size_per_device={bound}")
+                job.run(*DROP, f"encoder.drop_path_mode={mode}", f"max_micro_batch_size={bound}")
             results[mode, bound] = [row["loss"] for row in job.rows()]
             assert ("depends on the micro-batch" in caplog.text) == (mode == "subset")
     same_losses = pytest.approx(results["sample", 8], rel=1e-4)  # float32 sums in other orders, over 12 steps of AdamW

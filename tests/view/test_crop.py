@@ -71,7 +71,7 @@ def test_central_box_is_resize_then_centre_crop(height: int, width: int) -> None
     assert abs(box.height - 224 * scale) <= 1
     assert abs(box.top - (height - 224 * scale) / 2) <= 1
     assert abs(box.left - (width - 224 * scale) / 2) <= 1
-    assert central_box(32, 32, ViewSpec(32, crop_ratio=1.0)) == Box(0, 0, 32, 32)
+    assert central_box(32, 32, ViewSpec(32, crop_pct=1.0)) == Box(0, 0, 32, 32)
 
 
 def test_a_crop_stays_channels_last_and_is_what_torch_makes_of_the_slice() -> None:

@@ -177,7 +177,7 @@ def test_probes_take_their_labels_from_where_they_are_told(job: Job) -> None:
     for name, words in (
         ("knn", ["k=1"]),
         ("linear_probe", []),
-        ("linear_probe", ["protocol=paper", "batch_size=8", "epochs=2", "warmup_epochs=1"]),
+        ("linear_probe", ["solver=sgd", "batch_size=8", "epochs=2", "warmup_epochs=1"]),
     ):
         out = job.tmp / "result.json"
         result = run_script(name, *common, *words, "labels=json:label", f"out={out}")
@@ -196,7 +196,7 @@ def test_probes_take_their_labels_from_where_they_are_told(job: Job) -> None:
 
 def test_the_online_probe_takes_the_runs_labels(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     val = write(job.tmp / "v", lambda number: json.dumps({"label": number % 2}).encode(), cls=False)
-    words = [f"data.val={val}", "callback.online_knn.every_steps=1", "max_steps=2"]
+    words = [f"data.val={val}", "callbacks.online_knn.every_steps=1", "max_steps=2"]
     job.run(*words, "data.labels=json:label")
     assert all("knn" in row for row in job.rows())
     job.out = job.out.with_name("other")

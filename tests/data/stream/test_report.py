@@ -94,7 +94,7 @@ def add_bad(job: Job, contents: list[bytes], name: str = "worst.tar", good: int 
 def test_a_run_reports_its_bad_samples_whole_over_restarts(job: Job) -> None:
     """A run that stops, and goes back since its last checkpoint is gone, reports what one that never stopped does."""
     add_bad(job, [EMPTY, CUT, HTML])
-    run = ("data.max_bad_fraction=0.5", "max_steps=12", "checkpoint.every_steps=4", "callback.pictures=null")
+    run = ("data.max_bad_fraction=0.5", "max_steps=12", "checkpoint.every_steps=4", "callbacks.pictures=null")
     job.run(*run)
     whole = report_of(job)["training"]
     assert whole["samples"] == 96
@@ -111,7 +111,7 @@ def test_a_run_reports_its_bad_samples_whole_over_restarts(job: Job) -> None:
 
 def test_too_many_stop_the_run_again_and_again_and_the_report_is_written(job: Job) -> None:
     add_bad(job, [EMPTY] * 30, good=0)
-    run = ("data.max_bad_fraction=0.01", "max_steps=100", "checkpoint.every_steps=1", "callback.pictures=null")
+    run = ("data.max_bad_fraction=0.01", "max_steps=100", "checkpoint.every_steps=1", "callbacks.pictures=null")
     sentence = (
         r"(\d+) of (\d+) samples cannot be decoded \(empty .*`worst.tar` with \d+: more than data.max_bad_fraction"
     )
@@ -136,7 +136,7 @@ def test_evaluation_and_probes_say_what_they_leave_out(job: Job, caplog: pytest.
     path = write_tar(job.tmp / "val.tar", val)
     with caplog.at_level(logging.WARNING):
         job.run(
-            f"data.val={path}", "callback.evaluate.every_steps=2", "callback.online_knn.every_steps=3", "max_steps=6"
+            f"data.val={path}", "callbacks.evaluate.every_steps=2", "callbacks.online_knn.every_steps=3", "max_steps=6"
         )
     report = report_of(job)
     assert report["training"]["bad"] == 0
