@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
 from pretrain.config import renamed, secret
-from pretrain.config.check import check_nodes
+from pretrain.config.nodes import check_nodes
 from pretrain.data.opening import Patterns, open_shards
 from pretrain.data.shard import label
 from pretrain.data.shard.index import Index
