@@ -37,4 +37,4 @@ class Evaluate(StepCallback):
             for batch in batches():
                 total += self.context.loss(batch).loss.item() * len(batch)
                 samples += len(batch)
-            state.report(val_loss=total / samples)
+            state.report("val", val_loss=total / samples)

@@ -87,7 +87,7 @@ class Goodput(StepCallback):
         if self._account is None or (state.step % self.every_steps and not state.stopping):
             return
         self._write()
-        state.metrics["goodput"] = shares(self._account, state)["trained"]
+        state.measure("speed", goodput=shares(self._account, state)["trained"])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._account is not None:

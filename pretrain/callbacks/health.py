@@ -76,7 +76,7 @@ class Health(StepCallback):
             if self._batch is None:
                 self._batch = self.context.examples(self.samples).to("cpu", non_blocking=False)
             values = {name: value.item() for name, value in self.context.health(self._batch).items()}
-        state.report(**values)
+        state.report("health", **values)
         alarms = {} if self._warms_up() or not self.context.leads else self._watch(values)  # one decides for all
         for sentence in alarms.values():
             log.warning("step %d: alarm, %s", state.step, sentence)

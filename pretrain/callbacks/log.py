@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from pretrain.callbacks.journal import Journal
+from pretrain.callbacks.metric_names import grouped, with_field_names
 from pretrain.callbacks.step import Context, StepCallback
 from pretrain.callbacks.wandb import WandbProcess
 from pretrain.records import Problem, refuse
@@ -63,9 +64,9 @@ class Log(StepCallback):
         state.reported = False
         metrics = {name: value.item() if isinstance(value, Tensor) else value for name, value in state.metrics.items()}
         row = {"step": state.step, "samples_seen": state.samples_seen, "seconds": round(state.seconds, 3), **metrics}
-        self._journal.write(row)
+        self._journal.write(with_field_names(row))
         if self._wandb is not None:
-            self._wandb.write(row)
+            self._wandb.write(state.step, grouped(row, state.groups))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()

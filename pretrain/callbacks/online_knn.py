@@ -80,7 +80,7 @@ class OnlineKNN(StepCallback):
                 )
                 return
             predictions = knn.leave_one_out(features, labels, self.k, self.temperature)
-            state.report(knn=knn.accuracy(predictions, labels))
+            state.report("val", knn=knn.accuracy(predictions, labels))
 
     def _turn_off(self, reason: str) -> None:
         self._off, self._kept = True, []

@@ -47,9 +47,8 @@ class Throughput(StepCallback):
             torch.cuda.synchronize()  # steps are queued: this one is not yet done
         samples, elapsed = state.samples_seen - self._samples, time.perf_counter() - self._time
         elapsed -= state.aside - self._aside
-        state.metrics["images_per_second"] = samples / elapsed
-        state.metrics["data_wait"] = (state.waited_most - self._waited) / elapsed
-        state.metrics["peak_memory_gb"] = peak_memory_gb()
+        waited = (state.waited_most - self._waited) / elapsed
+        state.measure("speed", images_per_second=samples / elapsed, data_wait=waited, peak_memory_gb=peak_memory_gb())
         self._mark()
 
     def _mark(self) -> None:

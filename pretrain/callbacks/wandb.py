@@ -51,10 +51,10 @@ class WandbProcess:
         if mode == "offline":
             log.info("%s", _offline(str(folder), "no key: log in by `wandb login`"))
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def write(self, step: int, row: Mapping[str, float | int | None]) -> None:
         """Hands a row over and returns at once."""
         if self._process.is_alive():
-            self._queue.put(dict(row))
+            self._queue.put((step, dict(row)))
 
     def close(self) -> None:
         """Waits a little for the last rows, then lets go."""
@@ -115,5 +115,6 @@ def _send(rows: Any, arguments: dict[str, Any], mode: str) -> None:
             continue
         if row is None:
             break
-        run.log(row, step=row["step"])
+        step, values = row
+        run.log(values, step=step)
     run.finish()

@@ -16,7 +16,8 @@ class RunState:
     """What a run counts, shared by the trainer and its callbacks.
 
     `step` optimizer steps are done and `samples_seen` samples consumed (on skipped steps too, so it is another
-    counter). `seconds` of training wall-clock are added up over restarts. `metrics` are those of the last step.
+    counter). `seconds` of training wall-clock are added up over restarts. `metrics` are those of the last step,
+    and `groups` say what some of them tell of; the others tell of training.
     `stopping` says why no step follows, "" while one does, and `alarm` is what has gone wrong if that is why.
     `interrupted`: a signal is why, so that there may be little time, and the run goes on later. `aside`
     seconds went into evaluation, pictures and saving, and `waited` seconds into waiting for data, since this process
@@ -32,6 +33,7 @@ class RunState:
     samples_seen: int = 0
     seconds: float = 0.0
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
     stopping: str = ""
     interrupted: bool = False
     alarm: str = ""
@@ -51,9 +53,14 @@ class RunState:
         """Whether this was the last step, at which everything is measured and drawn."""
         return bool(self.stopping) and not self.interrupted
 
-    def report(self, **values: float) -> None:
-        """Adds to the metrics of the step what is not measured at every step, and must not miss the log."""
+    def measure(self, group: str, **values: float) -> None:
+        """Adds to the metrics of the step, under the name of what they tell of."""
         self.metrics.update(values)
+        self.groups.update(dict.fromkeys(values, group))
+
+    def report(self, group: str, **values: float) -> None:
+        """Likewise, of what is not measured at every step, and must not miss the log."""
+        self.measure(group, **values)
         self.reported = True
 
     def wait(self, seconds: float) -> None:

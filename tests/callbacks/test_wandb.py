@@ -28,15 +28,15 @@ def test_without_a_key_it_is_offline_and_says_so_in_one_line(
 ) -> None:
     monkeypatch.setattr(wandb, "_PATIENCE", 600.0)
     with caplog.at_level(logging.INFO):
-        job.run("callbacks.log.wandb=auto")
+        job.run("callbacks.log.wandb=auto", f"data.val={job.shards}", "callbacks.evaluate.every_steps=5")
     lines = [record.getMessage() for record in caplog.records if "wandb" in record.getMessage()]
     assert lines == [
         f"wandb: offline, in {job.out / 'wandb'} (no key: log in by `wandb login`); `wandb sync` uploads it"
     ]
     (file,) = (job.out / "wandb").glob("offline-run-*/*.wandb")
     content = file.read_bytes()
-    assert b"grad_norm" in content
-    assert content.count(b"samples_seen") >= 12  # a row a step
+    assert all(name in content for name in (b"train/loss", b"train/grad_norm", b"val/loss", b"speed/data_wait"))
+    assert content.count(b"progress/samples_seen") >= 12  # a row a step
 
 
 def test_a_service_that_cannot_be_reached_costs_no_time_and_no_row(
@@ -48,7 +48,7 @@ def test_a_service_that_cannot_be_reached_costs_no_time_and_no_row(
     process = WandbProcess(tmp_path, "p", "n", "id1", {}, "auto")
     os.kill(process._process.pid or 0, signal.SIGSTOP)  # it cannot be waited for
     for step in range(100):
-        process.write({"step": step, "loss": 1.0})
+        process.write(step, {"loss": 1.0})
     os.kill(process._process.pid or 0, signal.SIGCONT)
     process.close()
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("wandb: offline")]
@@ -66,7 +66,7 @@ def test_a_service_that_never_answers_is_not_waited_for(
         monkeypatch.setattr(wandb, "_PATIENCE", 1.0)
         start = time.monotonic()
         process = WandbProcess(tmp_path, "p", "n", "id1", {}, "auto")
-        process.write({"step": 0, "loss": 1.0})
+        process.write(0, {"loss": 1.0})
         process.close()
     assert time.monotonic() - start < 30.0
     assert "metrics.jsonl" in caplog.text
