@@ -25,7 +25,7 @@ from tests.scripts import run_script
 MADE = Path(__file__).parent / "v0_1"
 WORDS: dict[str, list[str]] = json.loads((MADE / "words.json").read_text())
 EXPECTED: dict[str, dict[str, Any]] = json.loads((MADE / "expected.json").read_text())
-PROBES = {"knn": ["k=5"], "linear_probe": ["protocol=closed"]}
+PROBES = {"knn": ["k=5"], "linear_probe": ["solver=logreg"]}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_another_objective_is_still_another_run(place: Path, name: str) -> None:
     kept = [word for word in WORDS[name] if not word.startswith("objective.norm_pix=")]
     result = pretrain(*renamed([*kept, "objective.norm_pix=false"]), cwd=place)
     assert result.returncode == 1
-    assert "output_dir=mae holds another run:\n  objective.norm_pix" in result.stderr
+    assert "output_dir=mae holds another run:\n  objective.norm_pix_loss" in result.stderr
     assert result.stderr.count(" there, ") == 1
 
 

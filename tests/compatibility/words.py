@@ -14,12 +14,18 @@ RENAMED: Names = [
     ("trainer.recompute=", "trainer.activation_checkpointing="),
     ("trainer.gather=", "trainer.param_dtype="),
     ("objective.norm_pix=", "objective.norm_pix_loss="),
+    ("objective.teacher_momentum=", "objective.momentum_teacher="),
+    ("objective.final_teacher_momentum=", "objective.final_momentum_teacher="),
+    ("objective.teacher_temperature=", "objective.teacher_temp="),
+    ("objective.head.layers=", "objective.head.nlayers="),
+    ("objective.view.crop_ratio=", "objective.view.crop_pct="),
+    ("objective.global_view.crop_ratio=", "objective.global_view.crop_pct="),
 ]
 
 
 def renamed(words: Sequence[str]) -> list[str]:
-    """Words of version 0.1 as this version understands them. No name has changed yet: then it is `RENAMED`."""
-    return translated(words, [])
+    """Words of version 0.1 as this version understands them."""
+    return translated(words, RENAMED)
 
 
 def translated(words: Sequence[str], names: Names) -> list[str]:

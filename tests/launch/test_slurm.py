@@ -248,7 +248,7 @@ def test_progress_and_a_new_job_begin_the_count_anew(fake: Fake, tmp_path: Path)
 def test_a_stop_that_comes_before_training_is_remembered_from_the_start(fake: Fake, tmp_path: Path, rank: int) -> None:
     """While modules are imported it waits; then rank 0 requeues at once, for there is nothing to save."""
     code = (
-        "import os, sys, time; from pathlib import Path; from pretrain.trainer import slurm\n"
+        "import os, sys, time; from pathlib import Path; from pretrain.launch import slurm\n"
         "slurm.hold(); print('held', flush=True); sys.stdin.readline()\n"
         "slurm.Job(os.environ, int(sys.argv[2]), Path(sys.argv[1])).listen()\n"
         "time.sleep(1); print('went on', flush=True)"
