@@ -32,6 +32,11 @@ class Plan:
     stop_after_steps: int | None
     sources: Mapping[str, SourceShare] = field(default_factory=dict)  # of a mixture, by name
 
+    @property
+    def max_seconds(self) -> float | None:
+        """Of training, None where the number of steps decides."""
+        return None if self.max_minutes is None else 60 * self.max_minutes
+
     def __str__(self) -> str:
         steps = (
             f"{self.total_steps:,} steps ({self.total_steps * self.global_batch_size / self.num_samples:,.1f} epochs)"

@@ -44,6 +44,9 @@ ALLOWED = {
     "callbacks": {"probe", "trainer.state"},
     "trainer": {"config", "optim", "objective.objective"},
     "assemble": {"config", "encoder.encoder", "objective.objective"},
+    "run": {"data", "trainer"},
+    "resume": {"data", "objective.objective", "trainer"},
+    "context": {"assemble", "callbacks.step", "data", "plan", "probe", "trainer", "view"},
     "build": {"*"},
     "proof": {"callbacks.journal", "trainer.checkpoint"},
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
