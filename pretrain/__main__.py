@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from pretrain import command
+from pretrain.cli import command
 from pretrain.config.arguments import quote
 from pretrain.launch import leave, slurm
 
@@ -45,7 +45,8 @@ def main() -> None:
 
 def run(cfg: DictConfig) -> None:
     """One run of a composed configuration: on this process, or on several that it starts and waits for."""
-    from pretrain import build, outcome
+    from pretrain import build
+    from pretrain.cli import outcome
     from pretrain.launch import local
 
     outcome.quieten()

@@ -11,18 +11,16 @@ import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from pretrain import resume
 from pretrain.assemble import instantiate, objective_of
+from pretrain.callbacks.context import context_of
 from pretrain.callbacks.step import Context
 from pretrain.config import secret
-from pretrain.context import context_of
 from pretrain.data.module import ShardData
 from pretrain.nn.attention import kernel_for
 from pretrain.objective.objective import Objective
 from pretrain.plan import Plan, plan
 from pretrain.records import UserError
-from pretrain.run import Run as Run
-from pretrain.trainer import weights
+from pretrain.trainer import resume, weights
 from pretrain.trainer.clock import Clock
 from pretrain.trainer.failure_detector import FailureDetector
 from pretrain.trainer.feed import Feed
@@ -30,6 +28,7 @@ from pretrain.trainer.incident import Incidents, Origin
 from pretrain.trainer.lifecycle import Save, Stop
 from pretrain.trainer.module import PretrainModule
 from pretrain.trainer.parallel import Hardware, quieten
+from pretrain.trainer.run import Run as Run
 from pretrain.trainer.run_folder import RunFolder
 from pretrain.trainer.state import RunState
 from pretrain.trainer.team import Team, code_version
