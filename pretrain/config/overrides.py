@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -123,14 +124,23 @@ def _explain(override: Override, options: dict[str, list[str]], accepted: Sequen
     key, value = override.key_or_group, override.value()
     if override.is_sweep_override():
         return f"{override.input_line}: a sweep needs --multirun; a list is written [a,b]"
-    if key in options and str(value) not in options[key]:
+    missing = getattr(failure, "missing_cfg_file", None) or ""  # the choice itself, or one that its file makes
+    inside = missing not in ("", f"{key}/{value}") or "Could not override" in str(failure)
+    if key in options and str(value) not in options[key] and not inside:
         return f"{key}={value}: there is no such option; one of {', '.join(options[key])}"
     if key in options and not override.is_add():
         return f"{key}={value}: write +{key}={value}"
     known = list(_keys(OmegaConf.to_container(composed(accepted), resolve=False)))
-    if key not in known:
+    if key not in known and key not in options:
         return f"{key}={value}: there is no such key{suggest(key, known)}"
-    return f"{override.input_line}: {str(failure).splitlines()[0]}"
+    return f"{override.input_line}: {str(failure).splitlines()[0]}{_old_choice(missing, str(failure))}"
+
+
+def _old_choice(missing: str, said: str) -> str:
+    """The end of a refusal of a recipe that chooses what is called otherwise now."""
+    group, _, option = missing.rpartition("/")
+    group = next(iter(re.findall(r"Could not override '([\w/]+)'", said)), group)
+    return "".join(f"; {sentence}" for sentence in renamed.mistakes([(group, option)]).values())
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -86,5 +86,5 @@ def mistakes(words: Sequence[tuple[str, Any]]) -> dict[str, str]:
     for old, given in words:
         now, said = key(old), value(old, given)
         if (now, said) != (old, given):
-            found[old] = f"{old}={given}: it is called {now}={said} now"
+            found[old] = f"{old}={given}: it is called {now}={said} now" if given else f"{old} is called {now} now"
     return found
