@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pretrain.files import replace_file
+from pretrain.files import remove_leftovers, replace_file
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.team import ALONE, Team
@@ -101,6 +101,8 @@ class RunFolder:
             return
         if self._before is not None:
             _warn_of_changes(self._before, self._settings)
+        for folder in (self.path, self.path / "ledger", self.path / "incidents"):
+            remove_leftovers(folder)
         content = {"run_id": self.run_id, "identity": self._identity, "settings": self._settings}
         replace_file(self.path / "run.json", json.dumps(content, indent=1).encode())
         replace_file(self.path / "config.yaml", config.encode())
