@@ -13,6 +13,7 @@ from pretrain.data.shard.index import Index, open_index, owns_index, write_index
 from pretrain.data.shard.sidecar import Shard, scan
 from pretrain.data.store import source
 from pretrain.doctor.parallel import ordered
+from pretrain.files import remove_leftovers
 from pretrain.records import UserError
 
 
@@ -39,6 +40,8 @@ def build_index(urls: Sequence[str], index_dir: str | None, beside: bool, worker
             raise UserError(f"beside=true: {folder} cannot be written; leave it out, or name index_dir")
         if not owns_index(folder):
             raise UserError(f"beside=true: index.json in {folder} is not one of ours and would be overwritten")
+    for folder in set(folders.values()):
+        remove_leftovers(folder)
     mistakes = []
 
     def attempt(url: str) -> Shard | None:

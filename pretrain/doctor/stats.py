@@ -21,7 +21,7 @@ from pretrain.data.shard.sidecar import Part
 from pretrain.doctor.image import label_trouble
 from pretrain.doctor.parallel import ordered
 from pretrain.doctor.sample import Samples
-from pretrain.files import replace_file
+from pretrain.files import remove_leftovers, replace_file
 from pretrain.view.array import read_npy_header
 from pretrain.view.pixels import DecodeError
 
@@ -76,6 +76,7 @@ class Stats:
     def write(self, out: Path) -> None:
         """`stats.json` and `stats.png` in a folder."""
         out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
         replace_file(out / "stats.json", json.dumps(self.numbers(), indent=1).encode())
         replace_file(out / "stats.png", self._picture())
 

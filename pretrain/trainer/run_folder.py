@@ -13,7 +13,7 @@ from typing import Any
 
 from pretrain.config import renamed
 from pretrain.config.signature import completed
-from pretrain.files import replace_file
+from pretrain.files import remove_leftovers, replace_file
 from pretrain.records import UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.team import ALONE, Team
@@ -103,6 +103,8 @@ class RunFolder:
             return
         if self._before is not None:
             _warn_of_changes(self._before, self._settings)
+        for folder in (self.path, self.path / "ledger", self.path / "incidents"):
+            remove_leftovers(folder)
         content = {"run_id": self.run_id, "identity": self._identity, "settings": self._settings}
         replace_file(self.path / "run.json", json.dumps(content, indent=1).encode())
         replace_file(self.path / "config.yaml", config.encode())

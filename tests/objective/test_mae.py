@@ -235,14 +235,18 @@ def test_health_is_of_whole_images_and_of_what_is_predicted() -> None:
     images = batch.views[0][0]
     values = mae.health(batch, PROGRESS)
     features = mae.encoder(images).patches.mean(dim=1)
-    assert values["effective_rank"] == effective_rank(features)
-    assert values["feature_std"] == feature_std(features)
     visible, masked = mae.mask(images, batch)
     everything = mae.reconstruct(images, visible, masked)
     predictions = torch.cat([everything[row, masked[row]] for row in range(16)])
-    assert values["prediction_std"].item() == pytest.approx(
-        predictions.std(dim=0, correction=0).mean().item(), rel=1e-5
-    )
+    expected = {
+        "effective_rank": effective_rank(features),
+        "feature_std": feature_std(features),
+        "prediction_std": predictions.std(dim=0, correction=0).mean(),
+    }
+    # Where a gradient may be asked for, an SVD computes vectors too, on some machines by another algorithm: the last
+    # bits of float32 differ (7e-7 seen). A single patch left out changes the values by 7e-3 or more.
+    for name, value in expected.items():
+        assert values[name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
 def test_a_decoder_that_predicts_the_mean_patch_raises_constant() -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pretrain.data.shard.index import owns_index, write_index
 from pretrain.data.shard.label import CLASSES
 from pretrain.data.shard.sidecar import Shard, describe_shard, scan
-from pretrain.files import replace_file, replacing
+from pretrain.files import remove_leftovers, replace_file, replacing
 from pretrain.records import UserError
 
 _THREADS = 8
@@ -110,7 +110,7 @@ def _claim(out: Path, names: Iterable[str], marker: Path, digest: str) -> None:
 
 
 def make_folder(out: Path) -> None:
-    """Makes the folder that shards and their index are written to.
+    """Makes the folder that shards and their index are written to, and takes out what killed calls were writing.
 
     Raises:
         UserError: it cannot be made, or somebody else's `index.json` is there.
@@ -121,6 +121,7 @@ def make_folder(out: Path) -> None:
         raise UserError(f"out={out}: {failure.strerror}; choose another folder") from None
     if not owns_index(out):
         raise UserError(f"out={out}: its index.json is not one of ours and would be overwritten; choose another folder")
+    remove_leftovers(out)
 
 
 def _write_tar(path: Path, keys: Sequence[tuple[str, T]], load: Callable[[T], dict[str, bytes]]) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from pretrain.files import lives, machine
+
 _BEAT = 5.0  # seconds between touches
 _STALE = 60.0  # seconds without one
 
@@ -55,7 +57,7 @@ class Claims:
 
     def _make(self, path: Path) -> bool:
         try:
-            os.symlink(f"{_machine()} {os.getpid()}", path)
+            os.symlink(f"{machine()} {os.getpid()}", path)
         except FileExistsError:
             return False
         except OSError:  # it can still be done, if only by all
@@ -66,14 +68,14 @@ class Claims:
     def _is_void(self, path: Path) -> bool:
         """Whether a claim's process is gone; its link is taken away then."""
         try:
-            machine, _, process = os.readlink(path).rpartition(" ")
+            where, _, process = os.readlink(path).rpartition(" ")
             touched = os.lstat(path).st_mtime_ns
         except FileNotFoundError:
             return True
         now = time.monotonic()
         before, since = self._seen.get(path, (touched, now))
         self._seen[path] = (touched, since if before == touched else now)
-        dead = machine == _machine() and process.isdecimal() and not _lives(int(process))
+        dead = where == machine() and process.isdecimal() and not lives(int(process))
         if not dead and (before != touched or now - since < _STALE):
             return False
         path.unlink(missing_ok=True)
@@ -84,21 +86,3 @@ class Claims:
             for path in tuple(self._held):
                 with contextlib.suppress(FileNotFoundError):
                     os.utime(path, follow_symlinks=False)
-
-
-def _machine() -> str:
-    """Names the machine, and the container in which a process has its number."""
-    try:
-        return f"{os.uname().nodename} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return os.uname().nodename
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -26,6 +26,7 @@ from pretrain.data.shard.listing import write_index as write_index
 from pretrain.data.shard.sidecar import Part, Shard, Sidecar
 from pretrain.data.shard.skip import Members, Paths, skipped_of
 from pretrain.data.store import source
+from pretrain.files import remove_leftovers
 
 _MAPPED = 4096  # sidecars at a time: Linux lets a process map 65,530 files
 
@@ -176,6 +177,7 @@ def _cached(urls: Sequence[str], index_dir: str | None, prefix: str, access: sou
     shards, from_table = listing.cached(urls, folder)
     if missing := [url for url in urls if url not in shards]:
         _make_writable(folder, prefix)
+        remove_leftovers(folder)
         shards |= {shard.url: shard for shard in scan_all(listing.sidecars(missing, folder), prefix, access)}
     if not from_table:
         listing.write_table(urls, shards, folder)

@@ -20,7 +20,7 @@ from typing import Any
 from pretrain.config import secret
 from pretrain.data.shard.sidecar import Shard, from_sidecar, modified
 from pretrain.data.store import source
-from pretrain.files import replace_file
+from pretrain.files import remove_leftovers, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,7 @@ def write_table(urls: Sequence[str], shards: Mapping[str, Shard], folder: Path) 
     path = _table(folder, urls)
     try:
         path.parent.mkdir(exist_ok=True)
+        remove_leftovers(path.parent)
         replace_file(path, json.dumps({"format": _FORMAT} | columns).encode())
     except OSError as failure:
         log.warning("the next run will look at each sidecar again: cannot write %s (%s)", path, failure.strerror)

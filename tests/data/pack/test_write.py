@@ -19,6 +19,7 @@ from pretrain.data.pack.gather import gather
 from pretrain.data.pack.write import write_sets
 from pretrain.data.shard import crew
 from pretrain.data.shard.index import open_index
+from pretrain.files import replace_folder
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_tar
 from tests.scripts import FOLDER, run_script
@@ -201,6 +202,46 @@ def test_killed_it_leaves_no_shard_that_looks_whole_and_goes_on(tmp_path: Path) 
         ["index.json", *(f"train-{number:06d}.tar{end}" for number in range(8) for end in ("", ".idx"))]
     )
     assert len(read(sorted(out.glob("train-*.tar")))) == 40
+
+
+# The script, which is killed when all of the named file is written, under its other name.
+DIES = """
+    import os, runpy, signal, sys
+    from pathlib import Path
+    replace, name = os.replace, sys.argv[1]
+    def kill(partial, path):
+        if Path(path).name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(partial, path)
+    os.replace = kill
+    sys.argv = sys.argv[2:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "name", [".train.writing", "classes.json", "train-000001.tar", "train-000001.tar.idx", "index.json"]
+)
+def test_killed_before_it_renames_a_file_it_leaves_none_of_its_own_for_good(tmp_path: Path, name: str) -> None:
+    images = folder_of({f"{kind}/{number}.png": number for kind in "ab" for number in range(3)}, tmp_path / "images")
+    out, words = tmp_path / "out", [f"images={images}", f"out={tmp_path / 'out'}", "samples_per_shard=2"]
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(DIES), name, str(FOLDER / "make_shards.py"), *words])
+    assert killed.returncode == -signal.SIGKILL
+    assert [path for path in out.iterdir() if path.suffix == ".tmp" and name in path.name]  # it died where it was to
+    theirs = [out / "notes.tmp", out / f"{name}.0123456789ab.tmp"]
+    for path in theirs:
+        path.write_text("somebody's")
+
+    def go_on(partial: Path) -> None:
+        result = make_shards(*words)
+        assert result.returncode == 0, result.stderr
+        assert partial.is_dir()
+
+    replace_folder(out / "other", go_on)  # it is being written by this process, which lives
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["classes.json", "index.json", "other", *(path.name for path in theirs)]
+        + [f"train-{number:06d}.tar{end}" for number in range(3) for end in ("", ".idx")]
+    )
 
 
 def test_a_failure_leaves_no_half_shard(tmp_path: Path) -> None:
