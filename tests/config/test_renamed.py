@@ -53,20 +53,30 @@ def test_an_old_choice_of_a_group_is_refused_with_the_new_one() -> None:
     assert "trainer=one_gpu: it is called trainer=gpu now" in lines
 
 
-def test_a_recipe_with_old_names_is_told_the_new_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("trainer", "keys", "expected"),
+    [
+        (
+            "trainer: cpu",
+            "callback: {log: {every_steps: 5}}",
+            "callback: there is no such group; it is called callbacks now",
+        ),
+        ("trainer: cpu", "nodes: 1", "nodes=1: there is no such key; it is called num_nodes now"),
+        (
+            "trainer: cpu",
+            "objective: {norm_pix: false}",
+            "objective.norm_pix=False: there is no such key; it is called objective.norm_pix_loss now",
+        ),
+        ("trainer: one_gpu", "", "Could not find 'trainer/one_gpu'; trainer=one_gpu: it is called trainer=gpu now"),
+        ("callback: default", "", "callback is called callbacks now"),
+    ],
+)
+def test_a_recipe_with_old_names_is_told_the_new_ones(tmp_path: Path, trainer: str, keys: str, expected: str) -> None:
     recipe = tmp_path / "experiment" / "mine.yaml"
     recipe.parent.mkdir()
-    keys = "callback:\n  log:\n    every_steps: 5\nnodes: 1\nobjective:\n  norm_pix: false\n"
-    recipe.write_text(f"# @package _global_\ndefaults:\n  - override /trainer: cpu\n  - _self_\n{keys}")
-    words = [f"hydra.searchpath=[file://{tmp_path}]", "+experiment=mine"]
-    lines = mistakes(words)
-    assert "callback: there is no such group; it is called callbacks now" in lines
-    assert "nodes=1: there is no such key; it is called num_nodes now" in lines
-    assert "objective.norm_pix=False: there is no such key; it is called objective.norm_pix_loss now" in lines
-    recipe.write_text("# @package _global_\ndefaults:\n  - override /trainer: one_gpu\n  - _self_\n")
-    assert any("trainer=one_gpu: it is called trainer=gpu now" in line for line in mistakes(words))
-    recipe.write_text("# @package _global_\ndefaults:\n  - override /callback: default\n  - _self_\n")
-    assert any("callback is called callbacks now" in line for line in mistakes(words))
+    recipe.write_text(f"# @package _global_\ndefaults:\n  - override /{trainer}\n  - _self_\n{keys}\n")
+    lines = mistakes([f"hydra.searchpath=[file://{tmp_path}]", "+experiment=mine"])
+    assert any(expected in line for line in lines), lines
 
 
 def test_what_was_written_is_read_under_the_names_of_today() -> None:
