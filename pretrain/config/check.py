@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.config import hydra_settings
 from pretrain.config.nodes import COLLECTIONS, ONE, check_arguments, check_nodes, meant, refusal
-from pretrain.config.overrides import composed, understood
+from pretrain.config.overrides import composed, known_groups, understood
 from pretrain.config.problem import UserError
 from pretrain.config.signature import matches
 
@@ -147,7 +147,7 @@ def check(cfg: DictConfig) -> list[str]:
 
 def _check_groups(groups: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """Groups that are unknown, missing, or hold something else than what is built from them."""
-    known = [str(key) for key, value in composed([]).items() if isinstance(value, DictConfig)]
+    known = known_groups()
     lines = [f"{key}: there is no such group{meant(key, known)}" for key in groups if key not in known]
     lines += [f"{key} is missing: choose one by {key}=…" for key in known if key not in groups and key not in settings]
     for key in COLLECTIONS:

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pretrain.config import secret
-from pretrain.config.overrides import composed
+from pretrain.config.overrides import hydra_of
 from pretrain.config.signature import locate
 from pretrain.files import replace_file
 
@@ -43,8 +43,7 @@ def mistakes(overrides: Sequence[str], allowed: Sequence[str] = ()) -> list[str]
         overrides: that can be composed.
         allowed: packages whose classes a `_target_` may name.
     """
-    node: Any = OmegaConf.to_container(composed(overrides, whole=True).hydra, resolve=False)
-    return list(_walk("hydra", node, list(allowed)))
+    return list(_walk("hydra", hydra_of(overrides), list(allowed)))
 
 
 def clean_sweep(folder: Path) -> None:

@@ -33,24 +33,34 @@ def folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def composed(overrides: Sequence[str], whole: bool = False) -> DictConfig:
-    """The configuration that overrides give, if it is to be whole with Hydra's own part.
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that overrides give, without Hydra's own part.
 
     Raises:
         HydraException: an override is not understood.
     """
-    cfg = copy.deepcopy(_composed(str(folder()), tuple(overrides)))
-    if not whole:
-        with open_dict(cfg):
-            del cfg["hydra"]
-    return cfg
+    return copy.deepcopy(_composed(str(folder()), tuple(overrides))[0])
+
+
+def hydra_of(overrides: Sequence[str]) -> Any:
+    """Hydra's own part of it, as plain data that nobody may change."""
+    return _composed(str(folder()), tuple(overrides))[1]
+
+
+def known_groups() -> list[str]:
+    """The groups of every configuration, of each of which it has one choice."""
+    choices = OmegaConf.load(folder() / "pretrain.yaml").defaults
+    named = [str(key) for choice in choices if isinstance(choice, DictConfig) for key in choice]
+    return [name for name in named if not name.startswith("override ")]
 
 
 @lru_cache(maxsize=8)
-def _composed(home: str, overrides: tuple[str, ...]) -> DictConfig:
+def _composed(home: str, overrides: tuple[str, ...]) -> tuple[DictConfig, Any]:
     """A command is looked at from several sides, and to compose it takes longer than all of them."""
     with initialize_config_dir(home, version_base="1.3"):
-        return compose("pretrain", overrides=list(overrides), return_hydra_config=True)
+        cfg = compose("pretrain", overrides=list(overrides), return_hydra_config=True)
+    with open_dict(cfg):
+        return cfg, OmegaConf.to_container(cfg.pop("hydra"), resolve=False)
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
@@ -89,13 +99,14 @@ def understood(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     ]
     accepted: list[str] = []
     try:
-        composed([str(override.input_line) for override in parsed])
-        return [str(override.input_line) for override in parsed], lines
+        words = [str(override.input_line) for override in parsed]
+        _composed(str(folder()), tuple(words))
+        return words, lines
     except _REFUSALS:
         options = _group_options(parsed)
         for override in sorted(parsed, key=lambda one: _rank(one, options)):
             try:
-                composed([*accepted, str(override.input_line)])
+                _composed(str(folder()), (*accepted, str(override.input_line)))
                 accepted.append(str(override.input_line))
             except _REFUSALS as failure:
                 lines.append(_explain(override, options, accepted, failure))

@@ -31,7 +31,7 @@ def test_a_command_is_composed_once_for_all_who_look_at_it(monkeypatch: pytest.M
     monkeypatch.setattr(overrides, "compose", lambda *words, **named: asked.append(named) or compose(*words, **named))
     overrides._composed.cache_clear()
     judged(["+experiment=mae_digits", "trainer=cpu", "base_lr=0.125"])
-    assert [one["overrides"] for one in asked] == [["+experiment=mae_digits", "trainer=cpu", "base_lr=0.125"], []]
+    assert [one["overrides"] for one in asked] == [["+experiment=mae_digits", "trainer=cpu", "base_lr=0.125"]]
 
 
 def test_what_one_changes_in_a_configuration_is_not_the_next_ones() -> None:
