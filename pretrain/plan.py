@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.count import operations
 from pretrain.records import Batch, Progress, Randomness, SourceShare, Tokens, UserError
 
 
@@ -141,14 +141,6 @@ def cost(objective: nn.Module, encoder: nn.Module, batch: Batch) -> Cost:
     sizes = [sum(one.numel() for one in module.parameters() if one.requires_grad) for module in (encoder, objective)]
     flops = operations(lambda: objective(batch, Progress(0, 1, 1)).loss)
     return Cost(encoder_parameters=sizes[0], parameters=sizes[1], flops=flops)
-
-
-def operations(forward: Callable[[], Tensor]) -> int:
-    """Counts the operations of matrix products and convolutions, forward and back, two a multiply-add."""
-    counter = FlopCounterMode(display=False)
-    with counter:
-        forward().sum().backward()
-    return counter.get_total_flops()
 
 
 def empty_batch(views: Iterable[tuple[int, int, int, int]]) -> Batch:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain.count import operations
 from pretrain.encoder.encoder import Encoder
 from pretrain.encoder.hiera import Hiera
 from pretrain.encoder.vit import ViT
 from pretrain.nn.attention import attend
-from pretrain.plan import Masking, empty_batch, masking, operations
+from pretrain.plan import Masking, empty_batch, masking
 from tests.hiera import SMALL
 from tests.scripts import FOLDER, loaded, run_script
 

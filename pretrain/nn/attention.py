@@ -27,9 +27,12 @@ log = logging.getLogger(__name__)
 Kernel = Literal["flash", "plain", "sdpa"]
 
 
-@torch.compiler.assume_constant_result
 def _flash_is_usable() -> bool:
     return _flash_loads()
+
+
+# All that `torch.compiler.assume_constant_result` does. That imports the compiler: more than a second of every command.
+_flash_is_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

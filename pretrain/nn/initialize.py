@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 Distribution = Literal["xavier", "normal"]  # of matrices
 
@@ -52,6 +51,8 @@ def initialize(module: nn.Module, seed: int, scope: str = "", distribution: Dist
 @torch.no_grad()
 def fill(parameter: Tensor, values: Tensor) -> None:
     """Gives a parameter its values; where it is sharded, this rank keeps its own part of them."""
+    from torch.distributed.tensor import DTensor, distribute_tensor  # here: a model without weights needs none
+
     if isinstance(parameter, DTensor):
         part = distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.to_local().copy_(part.to_local())

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -38,4 +37,6 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float, skipped: Ten
 
 def _local(parameter: Tensor) -> Tensor:
     """What this device holds of a parameter that is sharded; both networks are sharded alike."""
+    from torch.distributed.tensor import DTensor  # here: it takes half a second, and a model without weights needs none
+
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from pretrain.trainer.shard import local, rows_of, writes
 from pretrain.trainer.trust import read_state
@@ -63,6 +62,8 @@ def taken(tree: Tree, leads: bool, copies: dict[str, Tensor] | None = None) -> t
         copies: given if the state goes on changing before all is written: where tensors are copied to, by path. Those
             of the last time are written over, since new memory costs more than the copy.
     """
+    from torch.distributed.tensor import DTensor
+
     pieces: dict[str, Any] = {}
 
     def leaf(path: str, value: Any) -> Any:
@@ -105,6 +106,8 @@ def assembled(tree: Tree) -> Tree:
 
 def like(stored: Tensor | Pieces, target: Tensor) -> Tensor:
     """What a rank keeps of a stored tensor that is to be `target`: as it is sharded, on its device."""
+    from torch.distributed.tensor import DTensor
+
     if not isinstance(target, DTensor):
         whole = stored.whole() if isinstance(stored, Pieces) else stored
         return whole.to(target.device)

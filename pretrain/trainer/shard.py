@@ -12,22 +12,21 @@ import warnings
 from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Shard
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.launch.world import World
 from pretrain.objective.objective import Objective
 
-Sharding = Literal["hybrid", "full"]
+if TYPE_CHECKING:  # torch's own are imported where they are used: that takes half a second, and a plan needs none
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
-_AS_THEY_ARE = MixedPrecisionPolicy(cast_forward_inputs=False)
+Sharding = Literal["hybrid", "full"]
 
 # Tokens are views of one tensor. Nothing of ours changes them in place, which is what this warns of.
 warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -37,6 +36,8 @@ def mesh_of(world: World, sharding: Sharding, device_type: str, timeout_minutes:
     """The ranks as a mesh: `shard` alone, or (`replicate`, `shard`) of machines and their ranks. They wait for each
     other so long.
     """
+    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
     if sharding == "full" or world.nodes == 1 or world.local_size == 1:
         return init_device_mesh(device_type, (world.size,), mesh_dim_names=("shard",))  # the group of all
     ranks = torch.arange(world.size).view(world.nodes, world.local_size)
@@ -57,13 +58,15 @@ def shard(objective: Objective, mesh: DeviceMesh, gathered: torch.dtype | None) 
             the weights' own type. What lies outside the units (embeddings, tables, last norms, prototypes) travels as
             it is.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     for unit in objective.fsdp_units():
         own = next(unit.parameters()).dtype
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=own, cast_forward_inputs=False)
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     encoders = {id(one): one for one in (objective.trained_encoder, objective.encoder_for_export)}
     for module in (*encoders.values(), objective):
-        fully_shard(module, mesh=mesh, mp_policy=_AS_THEY_ARE)
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
     for method in ("illustrate", "health"):
         register_fsdp_forward_method(objective, method)
 
@@ -80,22 +83,30 @@ def checkpoint_activations(units: Iterable[nn.Module]) -> None:
 
 def wait_for_last(objective: nn.Module, last: bool) -> None:
     """Copies on other machines are told of the gradients after the last micro-batch of a step, not after each."""
+    from torch.distributed.fsdp import FSDPModule
+
     if isinstance(objective, FSDPModule):
         objective.set_requires_all_reduce(last)
 
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: all of it, unless it is sharded."""
+    from torch.distributed.tensor import DTensor
+
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; where it is sharded, every rank must ask for it."""
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def rows_of(tensor: DTensor) -> range:
     """The rows of a sharded tensor that this rank holds, none where there are fewer than ranks."""
+    from torch.distributed.tensor import Shard
+
     mesh, count = tensor.device_mesh, tensor.shape[0]
     parts = [place for place, kind in enumerate(tensor.placements) if isinstance(kind, Shard)]
     assert [tensor.placements[place] for place in parts] == [Shard(0)], tensor.placements
@@ -106,6 +117,8 @@ def rows_of(tensor: DTensor) -> range:
 
 def writes(tensor: DTensor) -> bool:
     """Whether this rank is the one of all that hold the same part of a tensor that writes it down."""
+    from torch.distributed.tensor import Shard
+
     mesh = tensor.device_mesh
     return all(
         isinstance(kind, Shard) or mesh.get_local_rank(place) == 0 for place, kind in enumerate(tensor.placements)
@@ -114,6 +127,8 @@ def writes(tensor: DTensor) -> bool:
 
 def sum_over_parts(squares: Tensor, sharded: Iterable[Tensor]) -> Tensor:
     """Adds up, over the ranks that share parts, what each found of its own; as it is where nothing is sharded."""
+    from torch.distributed.tensor import DTensor, Shard
+
     first = next((one for one in sharded if isinstance(one, DTensor)), None)
     if first is None:
         return squares
@@ -124,10 +139,12 @@ def sum_over_parts(squares: Tensor, sharded: Iterable[Tensor]) -> Tensor:
 
 def twin(encoder: nn.Module, other: nn.Module) -> None:
     """Shards a module without weights as another one that holds all of its parameters, by name."""
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
     units = [one for one in other.modules() if isinstance(one, FSDPModule)]
     names = {id(one): name for name, one in other.named_modules()}
     mesh = next(other.parameters()).device_mesh  # type: ignore[attr-defined]
     known = dict(encoder.named_modules())
     for unit in reversed(units):  # parts before what they are parts of
         if names[id(unit)] in known:
-            fully_shard(known[names[id(unit)]], mesh=mesh, mp_policy=_AS_THEY_ARE)
+            fully_shard(known[names[id(unit)]], mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))

@@ -89,3 +89,9 @@ def test_few_queries_give_the_first_rows_of_all(qkv_bias: bool) -> None:
     torch.testing.assert_close(layer(x, queries=4), layer(x)[:, :4])
     block = Block(24, 3, 4.0, qkv_bias, 1e-6)
     torch.testing.assert_close(block(x, queries=4), block(x)[:, :4])
+
+
+def test_the_compiler_takes_what_is_installed_for_a_constant() -> None:
+    """As torch itself would mark it."""
+    marked = torch.compiler.assume_constant_result(lambda: True)
+    assert vars(attention._flash_is_usable) == vars(marked)
