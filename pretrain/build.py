@@ -21,16 +21,18 @@ from pretrain.objective.objective import Objective
 from pretrain.plan import Plan, plan
 from pretrain.records import UserError
 from pretrain.trainer import resume, weights
+from pretrain.trainer.adapter import adapted
 from pretrain.trainer.clock import Clock
 from pretrain.trainer.failure_detector import FailureDetector
 from pretrain.trainer.feed import Feed
 from pretrain.trainer.incident import Incidents, Origin
 from pretrain.trainer.lifecycle import Save, Stop
 from pretrain.trainer.module import PretrainModule
-from pretrain.trainer.parallel import Hardware, quieten
+from pretrain.trainer.parallel import Hardware
 from pretrain.trainer.run import Run as Run
 from pretrain.trainer.run_folder import RunFolder
 from pretrain.trainer.state import RunState
+from pretrain.trainer.strategy import quieten, trainer_arguments
 from pretrain.trainer.team import Team, code_version
 from pretrain.view.color import Prepare
 
@@ -158,9 +160,10 @@ def _trainer(
     save: Save,
 ) -> Trainer:
     """Lightning's, with all that it would do by itself turned off."""
+    callbacks = (instantiate(node)(context) for node in cfg.callbacks.values() if node)
     trainer = Trainer(
-        **hardware.trainer_arguments(objective),
-        callbacks=[stop, *(instantiate(node)(context) for node in cfg.callbacks.values() if node), save],
+        **trainer_arguments(hardware, objective),
+        callbacks=adapted([stop, *callbacks, save], context.state),
         max_epochs=-1,
         accumulate_grad_batches=sizes.accumulation,
         logger=False,

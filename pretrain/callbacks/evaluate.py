@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning.pytorch import Trainer
-
 from pretrain.callbacks.step import Context, StepCallback
 from pretrain.records import Problem, refuse
 
@@ -28,7 +26,7 @@ class Evaluate(StepCallback):
         if every_steps < 1:
             yield "every_steps", "must be at least 1"
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self) -> None:
         state, batches = self.context.state, self.context.val_batches
         if batches is None or (state.step % self.every_steps and not state.at_end):
             return

@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
-
 from pretrain.callbacks.step import Context, StepCallback
 from pretrain.files import replace_file
 from pretrain.records import Problem, refuse
+from pretrain.trainer.events import AtEnd, AtFirstBatch, AtStart
 from pretrain.trainer.state import RunState
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class Account:
     starts: int = 0
 
 
-class Goodput(StepCallback):
+class Goodput(StepCallback, AtStart, AtFirstBatch, AtEnd):
     """Adds `goodput`, the share of wall-clock that trained, to the metrics, and ends the run's log with an account.
 
     Args:
@@ -63,7 +62,7 @@ class Goodput(StepCallback):
         if every_steps < 1:
             yield "every_steps", "must be at least 1"
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self) -> None:
         if not self.context.leads:
             return
         began, state = process_start(), self.context.state
@@ -77,19 +76,19 @@ class Goodput(StepCallback):
         self._account = account
         self._before = began
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        if batch_idx == 0 and self._account is not None:
+    def on_first_batch(self) -> None:
+        if self._account is not None:
             self._account.starting += time.time() - self._before
             self._write()
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self) -> None:
         state = self.context.state
         if self._account is None or (state.step % self.every_steps and not state.stopping):
             return
         self._write()
         state.measure("speed", goodput=shares(self._account, state)["trained"])
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self) -> None:
         if self._account is not None:
             self._write()
             log.info("%s", line(self._account, self.context.state))

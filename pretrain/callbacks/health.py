@@ -12,8 +12,6 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from lightning.pytorch import Trainer
-
 from pretrain.callbacks.step import Context, StepCallback
 from pretrain.records import Batch, Problem, refuse
 
@@ -68,7 +66,7 @@ class Health(StepCallback):
             if value is not None and value < least:
                 yield name, f"must be at least {least}"
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self) -> None:
         state = self.context.state
         if not self.is_due(state, self.every_steps):
             return
@@ -86,7 +84,7 @@ class Health(StepCallback):
                 f"alarm of {state.alarm}. It is saved; the same command with callbacks.health.action=warn goes on"
             )
             if self.context.ranks == 1:  # several stop together, a step later
-                state.stopping, trainer.should_stop = state.asked, True
+                state.stopping = state.asked
 
     def _warms_up(self) -> bool:
         context = self.context

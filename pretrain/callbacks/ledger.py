@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-
 from pretrain.callbacks.step import Context, StepCallback
 from pretrain.files import replace_file
 from pretrain.records import Batch
+from pretrain.trainer.events import AtBatch, AtStart
 
 
-class Ledger(StepCallback):
+class Ledger(StepCallback, AtStart, AtBatch):
     """Appends to `ledger/rank_00000.jsonl` a row a step: its number, and the numbers g and keys of this rank's samples.
 
     Rows after the step that a run goes on from are cut off, in the files of all ranks that there ever were.
@@ -29,7 +28,7 @@ class Ledger(StepCallback):
         self._g: list[int] = []
         self._keys: list[str] = []
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self) -> None:
         if not self.enabled:
             return
         self.file.parent.mkdir(exist_ok=True)
@@ -39,12 +38,12 @@ class Ledger(StepCallback):
                 whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
                 replace_file(path, "".join(line for line in whole if json.loads(line)["step"] <= step).encode())
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_batch(self, batch: Batch) -> None:
         if self.enabled:
             self._g += batch.g.tolist()
             self._keys += batch.keys
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self) -> None:
         if not self.enabled:
             return
         row: dict[str, Any] = {"step": self.context.state.step, "g": self._g, "keys": self._keys}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from pretrain.callbacks.journal import Journal
@@ -13,9 +12,10 @@ from pretrain.callbacks.metric_names import grouped, with_field_names
 from pretrain.callbacks.step import Context, StepCallback
 from pretrain.callbacks.wandb import WandbProcess
 from pretrain.records import Problem, refuse
+from pretrain.trainer.events import AtClose, AtStart
 
 
-class Log(StepCallback):
+class Log(StepCallback, AtStart, AtClose):
     """A row every n steps and one at the last step: step, samples_seen, seconds, loss, lr, …
 
     Goes after the callbacks that add metrics.
@@ -47,7 +47,7 @@ class Log(StepCallback):
         if every_steps < 1:
             yield "every_steps", "must be at least 1"
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self) -> None:
         context = self.context
         if not context.leads:
             return
@@ -57,7 +57,7 @@ class Log(StepCallback):
                 context.folder, self.project, context.name, context.run_id, context.config, self.mode
             )
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self) -> None:
         state = self.context.state
         if self._journal is None or (state.step % self.every_steps and not state.stopping and not state.reported):
             return
@@ -68,13 +68,7 @@ class Log(StepCallback):
         if self._wandb is not None:
             self._wandb.write(state.step, grouped(row, state.groups))
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def close(self, failed: bool) -> None:
         if self._wandb is not None:
             self._wandb.close()
             self._wandb = None

@@ -9,19 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
-from lightning.pytorch import LightningModule, Trainer
-
 from pretrain.callbacks.step import Context, StepCallback
 from pretrain.probe import knn
 from pretrain.probe.features import extract
 from pretrain.records import Batch, Problem, refuse
+from pretrain.trainer.events import AtStart
 
 log = logging.getLogger(__name__)
 
 _KEPT = 2**28  # bytes of pixels that are kept between two evaluations: 1,783 images of 224×224
 
 
-class OnlineKNN(StepCallback):
+class OnlineKNN(StepCallback, AtStart):
     """Adds `knn`, a share of samples that are classified rightly, to the metrics of every n-th step and, of longer
     runs, of the last.
 
@@ -61,11 +60,11 @@ class OnlineKNN(StepCallback):
         if temperature <= 0:
             yield "temperature", "must be positive"
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self) -> None:
         if self.context.val_subset is None:
             self._turn_off("there is no data.val")
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self) -> None:
         state = self.context.state
         if self._off or not self.is_due(state, self.every_steps):
             return

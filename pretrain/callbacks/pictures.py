@@ -6,23 +6,19 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
-from lightning.pytorch import LightningModule, Trainer
-from matplotlib.figure import Figure
 from PIL import Image
 
 from pretrain.callbacks.journal import read_rows
 from pretrain.callbacks.step import Context, StepCallback
 from pretrain.records import Batch, Problem, refuse
-
-matplotlib.use("Agg")
+from pretrain.trainer.events import AtEnd
 
 log = logging.getLogger(__name__)
 
 _WIDTH = 480  # of a picture, at least about
 
 
-class Pictures(StepCallback):
+class Pictures(StepCallback, AtEnd):
     """Draws the objective's own pictures every n steps and at the last, `pictures/NAME_STEP.png`; then the loss curve.
 
     Args:
@@ -44,7 +40,7 @@ class Pictures(StepCallback):
             if value < 1:
                 yield name, "must be at least 1"
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self) -> None:
         state = self.context.state
         if state.step % self.every_steps and not state.at_end:
             return
@@ -57,7 +53,7 @@ class Pictures(StepCallback):
                 except OSError as failure:
                     log.error("no picture of step %d: %s. Training goes on", state.step, failure)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self) -> None:
         if not self.context.leads:
             return
         try:
@@ -77,6 +73,10 @@ class Pictures(StepCallback):
 
 def draw_curves(metrics: Path, target: Path) -> None:
     """Loss (and validation loss) and learning rate over steps, from a run's `metrics.jsonl`."""
+    import matplotlib  # here, since a run draws them once, at its end
+    from matplotlib.figure import Figure
+
+    matplotlib.use("Agg")
     rows = read_rows(metrics)
     figure = Figure(figsize=(8, 5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

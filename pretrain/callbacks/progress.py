@@ -9,17 +9,17 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pretrain.callbacks.step import Context, StepCallback
+from pretrain.trainer.events import AtClose, AtFirstBatch, AtStart
 
 log = logging.getLogger(__name__)
 
 
-class ProgressBar(StepCallback):
+class ProgressBar(StepCallback, AtStart, AtFirstBatch, AtClose):
     """A bar with loss, images/s and time left on a terminal; elsewhere, a line in the log now and then.
 
     Args:
@@ -33,19 +33,18 @@ class ProgressBar(StepCallback):
         self._bar: Any = None
         self._redirect: AbstractContextManager[None] | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self) -> None:
         if sys.stderr.isatty() and self.context.leads:
             self._redirect = logging_redirect_tqdm()
             self._redirect.__enter__()
             self._bar = tqdm(total=100, bar_format="{percentage:3.0f}%|{bar:24}| {desc}", leave=True)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._start = self._said = time.perf_counter()
-            self._first_done, self._first_samples = self._done(), self.context.state.samples_seen
-            self._first_aside = self.context.state.aside
+    def on_first_batch(self) -> None:
+        self._start = self._said = time.perf_counter()
+        self._first_done, self._first_samples = self._done(), self.context.state.samples_seen
+        self._first_aside = self.context.state.aside
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self) -> None:
         state, now = self.context.state, time.perf_counter()
         interval = self.every_seconds if self._bar is None else 0.5
         if not self.context.leads or (now - self._said < interval and not state.stopping):
@@ -57,13 +56,7 @@ class ProgressBar(StepCallback):
             self._bar.n = 100 * min(1.0, self._done())
             self._bar.set_description_str(self._line(now))
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def close(self, failed: bool) -> None:
         if self._bar is not None and self._redirect is not None:
             self._bar.close()
             self._redirect.__exit__(None, None, None)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from pretrain.records import Batch, StepOutput
+from pretrain.trainer.events import AfterStep
 from pretrain.trainer.state import RunState
 
 
@@ -66,21 +66,11 @@ class Context:
         return self.rank == 0
 
 
-class StepCallback(Callback, ABC):
-    """A Lightning callback that acts when an optimizer step is done, not after each micro-batch."""
-
-    @abstractmethod
-    def after_step(self, trainer: Trainer) -> None:
-        """The step is done, its metrics are in the run's state."""
+class StepCallback(AfterStep, ABC):
+    """A callback of ours: acts when an optimizer step is done, and is told of the other `events` that it inherits."""
 
     @staticmethod
     def is_due(state: RunState, every_steps: int) -> bool:
         """Whether the step that is done is an n-th one, or the last of a run that has come so far: what looks at many
         samples would take longer than all of a shorter one."""
         return state.step % every_steps == 0 or (state.at_end and state.step > every_steps)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.after_step(trainer)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 
 from pretrain.callbacks.step import Context, StepCallback
 from pretrain.records import Problem, refuse
+from pretrain.trainer.events import AtFirstBatch
 
 
-class Throughput(StepCallback):
+class Throughput(StepCallback, AtFirstBatch):
     """Adds `images_per_second`, `data_wait` and `peak_memory_gb` to the metrics of every n-th step and of the last.
 
     Both rates are over the time since the last such step, without evaluation, pictures and saving. The memory is the
@@ -35,11 +34,10 @@ class Throughput(StepCallback):
         if every_steps < 1:
             yield "every_steps", "must be at least 1"
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._mark()
+    def on_first_batch(self) -> None:
+        self._mark()
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self) -> None:
         state = self.context.state
         if state.step % self.every_steps and not state.stopping:
             return

@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
-
 from pretrain.callbacks.step import Context, StepCallback
 from pretrain.records import Problem, refuse
+from pretrain.trainer.events import AtClose, AtStart
 
 _REMEMBERED = 50  # steps whose median is taken
 _LOOK = 1.0  # seconds between two looks, at most
@@ -24,7 +23,7 @@ _BEFORE = 0.9  # of the time after which collectives give up, and say nothing of
 EXIT_CODE = 70
 
 
-class Watchdog(StepCallback):
+class Watchdog(StepCallback, AtStart, AtClose):
     """Where nothing has moved for long, writes the stacks of all threads to `stacks/rank_00000.txt` and ends the run.
 
     Every rank watches itself: when one hangs, all soon do, and each leaves its own stacks. What moves a run is a step
@@ -54,20 +53,17 @@ class Watchdog(StepCallback):
             if value <= 0:
                 yield name, "must be positive"
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self) -> None:
         self.context.state.moved = self._step_done = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self) -> None:
         now = time.monotonic()
         self._steps.append(now - self._step_done)
         self.context.state.moved = self._step_done = now
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._end.set()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def close(self, failed: bool) -> None:
         self._end.set()
 
     @property

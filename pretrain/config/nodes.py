@@ -15,15 +15,15 @@ from pretrain.config.suggest import suggest
 
 COLLECTIONS = ("callbacks", "schedule")  # groups that hold several nodes by name; the others are one node each
 ONE = {"callbacks": "callback"}  # what one node of such a group is called
-_BASES = {  # of which class a group's node must be
-    "encoder": "pretrain.encoder.encoder.Encoder",
-    "objective": "pretrain.objective.objective.Objective",
-    "data": "pretrain.data.module.ShardData",
-    "optim": "torch.optim.Optimizer",
-    "trainer": "pretrain.trainer.parallel.Hardware",
-    "checkpoint": "lightning.pytorch.Callback",
-    "callbacks": "lightning.pytorch.Callback",
-    "view": "pretrain.view.spec.ViewSpec",
+_BASES = {  # one of which a group's node must be
+    "encoder": ("pretrain.encoder.encoder.Encoder",),
+    "objective": ("pretrain.objective.objective.Objective",),
+    "data": ("pretrain.data.module.ShardData",),
+    "optim": ("torch.optim.Optimizer",),
+    "trainer": ("pretrain.trainer.parallel.Hardware",),
+    "checkpoint": ("pretrain.trainer.lifecycle.Save", "lightning.pytorch.Callback"),
+    "callbacks": ("pretrain.callbacks.step.StepCallback", "lightning.pytorch.Callback"),
+    "view": ("pretrain.view.spec.ViewSpec",),
 }
 _WORDS = ("_target_", "_partial_", "_recursive_", "_convert_")  # Hydra's own, in a node
 
@@ -58,7 +58,7 @@ def _check_node(path: str, node: dict[str, Any], allowed: Sequence[str]) -> list
     """What is wrong with the arguments of one `_target_`."""
     target, reason = locate(node["_target_"], allowed)
     place = path.partition(".")[0]
-    if target is not None and path.count(".") == (place in COLLECTIONS) and misfit(target, _BASES.get(place)):
+    if target is not None and path.count(".") == (place in COLLECTIONS) and misfit(target, _BASES.get(place, ())):
         target, reason = None, f"is no {ONE.get(place, place)}"
     if target is None:
         return [refusal(f"{path}._target_", node["_target_"], reason)]

@@ -45,13 +45,13 @@ def locate(dotted: object, allowed: Sequence[str] = ()) -> tuple[type[Any] | Non
     return found, ""
 
 
-def misfit(target: type[Any], base: str | None) -> bool:
-    """Whether a class is none of those that a place asks for, by the dotted name of their base; None asks for none."""
-    if base is None:
-        return False
-    wanted, reason = _class(base)
-    assert wanted is not None, reason
-    return not issubclass(target, wanted)
+def misfit(target: type[Any], bases: Sequence[str]) -> bool:
+    """Whether a class is none of those that a place asks for, by the dotted names of their bases; none asks for none.
+
+    Imports nothing: a class that inherits from another has imported it.
+    """
+    there = [_class(base)[0] for base in bases if base.rpartition(".")[0] in sys.modules]
+    return bool(bases) and not issubclass(target, tuple(one for one in there if one is not None))
 
 
 def _class(dotted: str) -> tuple[type[Any] | None, str]:

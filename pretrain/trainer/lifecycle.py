@@ -21,12 +21,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from pretrain.records import Problem, UserError, refuse
 from pretrain.trainer import checkpoint
 from pretrain.trainer.clock import Clock
+from pretrain.trainer.events import AfterStep, AtClose, AtFirstBatch, AtStart
 from pretrain.trainer.shard import local
 from pretrain.trainer.state import RunState
 from pretrain.trainer.team import Team
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Stop(Callback):
+class Stop(AtStart, AtFirstBatch, AfterStep):
     """Ends the run at a step boundary: at its end, or when a signal asked for it. Goes before all other callbacks.
 
     Args:
@@ -59,14 +59,14 @@ class Stop(Callback):
         self._told_due = False  # at the last step: what comes of it is not seen before the next one is done
         self._handlers: dict[signal.Signals, Any] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self) -> None:
         for number in _SIGNALS:
             self._handlers[number] = signal.signal(number, self._note)
         if self.team.size > 1:
             self.clock.agreed(self.clock.state.seconds)  # the checkpoint's; each rank's own would be another
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0 and self.count_first_step:  # the readers are up: this is the end of the set-up
+    def on_first_batch(self) -> None:
+        if self.count_first_step:  # the readers are up: this is the end of the set-up
             self.clock.start()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -79,11 +79,7 @@ class Stop(Callback):
         if first and self.team.leads:
             os.write(2, f"\n{self.asked.name}: the step is finished, then saved{advice}\n".encode())
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
+    def after_step(self) -> None:
         if not self.count_first_step:
             self.count_first_step = True
             self.clock.start()
@@ -100,7 +96,6 @@ class Stop(Callback):
         reasons = (self.clock.end, f"received {self.signal.name}" if self.signal else "", asked)
         state.stopping = next(filter(None, reasons), "")
         state.interrupted = bool(self.signal) and not self.clock.end
-        trainer.should_stop = bool(state.stopping)
 
     def _agreed(self) -> list[float]:
         """The greatest of what the ranks had to say when the last step was done; of a single rank, of this one."""
@@ -133,7 +128,7 @@ class UnsavedError(UserError):
     """The last checkpoint of a run could not be written; the one before is whole."""
 
 
-class Save(Callback):
+class Save(AtStart, AfterStep, AtClose):
     """Writes checkpoints at step boundaries, and always one when the run stops. Goes after all other callbacks.
 
     Args:
@@ -190,27 +185,20 @@ class Save(Callback):
         """Whether the last checkpoint is so many minutes old."""
         return self.every_minutes is not None and time.monotonic() - self._last >= 60 * self.every_minutes
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self) -> None:
         self._last = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
+    def after_step(self) -> None:
         state = self.state
         by_steps = self.every_steps is not None and state.step % self.every_steps == 0
         if state.stopping or by_steps or state.due:
             with state.set_aside("saving"):
                 self._save()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._settle()
-        if self._thread is not None:
-            self._thread.shutdown()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def close(self, failed: bool) -> None:
         """What is being written is there before the process leaves, which waits for no thread."""
+        if not failed:
+            self._settle()
         if self._thread is not None:
             self._thread.shutdown()
 

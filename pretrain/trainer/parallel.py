@@ -6,20 +6,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from datetime import timedelta
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from pretrain.launch.world import World, meeting_point
 from pretrain.objective.objective import Objective
 from pretrain.records import Problem, UserError, refuse
 from pretrain.trainer import team
-from pretrain.trainer.ddp import RepeatableDDP
 from pretrain.trainer.shard import Sharding, checkpoint_activations, mesh_of, shard
 from pretrain.trainer.team import Team
 
@@ -169,89 +164,6 @@ class Hardware:
             shard(objective, mesh, torch.bfloat16 if narrow else None)
         objective.to_empty(device=self.device if self.shards else "cpu")  # what is whole, Lightning moves
         objective.init_weights(seed)
-
-    def trainer_arguments(self, objective: Objective) -> dict[str, Any]:
-        """What Lightning's Trainer needs to know. For it, every process is the only one of a machine."""
-        several = self.world.size > 1
-        index = self.device.index
-        return {
-            "accelerator": self.accelerator,
-            "devices": 1 if index is None else [index],
-            "num_nodes": self.world.size,
-            "precision": "32-true" if self.precision == "64-true" else self.precision,
-            "deterministic": self.deterministic or None,
-            "strategy": self._strategy(objective) if several else "auto",
-            # under Slurm too: its own environment would save and requeue by itself
-            "plugins": [_Place(self.world) if several else LightningEnvironment()],
-        }
-
-    def _strategy(self, objective: Objective) -> DDPStrategy | ModelParallelStrategy:
-        backend, patience = ("nccl" if self.accelerator == "gpu" else "gloo"), timedelta(minutes=self.timeout_minutes)
-        if self.strategy == "fsdp":
-            return ModelParallelStrategy(self.world.size, 1, process_group_backend=backend, timeout=patience)
-        kind = RepeatableDDP if self.accelerator == "cpu" else DDPStrategy
-        return kind(
-            process_group_backend=backend,
-            timeout=patience,
-            find_unused_parameters=objective.rests or self.deterministic,  # then it keeps its buckets as they are, too
-            broadcast_buffers=False,  # what is summed up in them during a step is each rank's own
-            gradient_as_bucket_view=True,
-        )
-
-
-class _Place(ClusterEnvironment):
-    """Where a process is, for Lightning; the process group is there already."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__()
-        self.world = world
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    @property
-    def main_address(self) -> str:
-        return meeting_point(os.environ)[0]
-
-    @property
-    def main_port(self) -> int:
-        return meeting_point(os.environ)[1]
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
-    def world_size(self) -> int:
-        return self.world.size
-
-    def set_world_size(self, size: int) -> None:
-        assert size == self.world.size
-
-    def global_rank(self) -> int:
-        return self.world.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        assert rank == self.world.rank
-
-    def local_rank(self) -> int:
-        return 0
-
-    def node_rank(self) -> int:
-        return self.world.rank
-
-
-def quieten(trainer: Trainer) -> None:
-    """Takes away what Lightning does about signals. Its handler talks with the other ranks, which hangs; when it is
-    taken out again, so is ours, while the ranks part. Before every micro-batch it would make the host wait for the
-    device, and end a run without saving.
-    """
-    handlers: Any = trainer._signal_connector
-    loop: Any = trainer.fit_loop.epoch_loop
-    assert callable(handlers.register_signal_handlers)
-    assert callable(loop._broadcast_sigterm_tensor)
-    handlers.register_signal_handlers = lambda: None
-    loop._broadcast_sigterm_tensor = lambda: None
 
 
 def resolve_precision(accelerator: str) -> Precision:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +17,6 @@ from tests import ranks
 from tests.job import Job
 from tests.program import Program
 from tests.test_main import pretrain
-
-TRAINER: Any = SimpleNamespace(accumulate_grad_batches=1, should_stop=False)
-MODULE: Any = None
 
 
 class Pair:
@@ -58,7 +54,7 @@ def test_a_checkpoint_that_is_due_is_written_once() -> None:
     for step in range(1, 9):
         state.step = step
         due[0] = due[0] or step in (2, 6)
-        stop.on_train_batch_end(TRAINER, MODULE, None, None, step - 1)
+        stop.after_step()
         if state.due:
             saved.append(step)
             due[0] = False
@@ -72,14 +68,14 @@ def test_time_is_rank_0s_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch)
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     try:
-        stop.on_train_start(TRAINER, MODULE)
-        stop.on_train_batch_start(TRAINER, MODULE, None, 0)
+        stop.on_train_start()
+        stop.on_first_batch()
         now[0] += 30
         stop.clock.advance()
         assert stop.clock.progress.step == 10
-        stop.on_train_batch_end(TRAINER, MODULE, None, None, 0)
+        stop.after_step()
         assert stop.clock.progress.step == 10
-        stop.on_train_batch_end(TRAINER, MODULE, None, None, 1)
+        stop.after_step()
         assert stop.clock.progress.step == 40
     finally:
         stop.restore()

@@ -19,6 +19,7 @@ from pretrain.launch.world import World
 from pretrain.trainer import ddp
 from pretrain.trainer.parallel import Hardware, resolve_precision
 from pretrain.trainer.shard import mesh_of
+from pretrain.trainer.strategy import strategy_of, trainer_arguments
 
 
 def test_no_gpu_is_one_sentence_that_names_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +99,7 @@ def test_ddp_on_gpus_keeps_its_buckets_where_a_run_is_to_be_repeated(determinist
     """It lays them out anew after the first step of a process, but not where it looks for unused parameters."""
     hardware = Hardware("ddp", "cpu", deterministic=deterministic)
     hardware.accelerator = "gpu"  # of which there is none
-    strategy = hardware._strategy(SimpleNamespace(rests=False))  # type: ignore[arg-type]
+    strategy = strategy_of(hardware, SimpleNamespace(rests=False))  # type: ignore[arg-type]
     assert type(strategy) is DDPStrategy
     assert strategy._ddp_kwargs["find_unused_parameters"] is deterministic
 
@@ -106,6 +107,6 @@ def test_ddp_on_gpus_keeps_its_buckets_where_a_run_is_to_be_repeated(determinist
 def test_what_is_asked_for_is_taken() -> None:
     hardware = Hardware("one", "cpu", precision="bf16-mixed", deterministic=True)
     assert hardware.dtype == torch.bfloat16
-    arguments = hardware.trainer_arguments(nn.Module())  # type: ignore[arg-type]
+    arguments = trainer_arguments(hardware, nn.Module())  # type: ignore[arg-type]
     assert (arguments["accelerator"], arguments["devices"]) == ("cpu", 1)
     assert (arguments["precision"], arguments["deterministic"]) == ("bf16-mixed", True)

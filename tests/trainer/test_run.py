@@ -10,7 +10,6 @@ import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -314,9 +313,9 @@ def test_lightning_leaves_signals_and_slurm_to_us(job: Job, monkeypatch: pytest.
     seen = []
 
     class Look(Stop):
-        def on_train_batch_end(self, *arguments: Any, **named: Any) -> None:
+        def after_step(self) -> None:
             seen.append(signal.getsignal(signal.SIGUSR1) == self._note)
-            super().on_train_batch_end(*arguments, **named)
+            super().after_step()
 
     monkeypatch.setattr(build, "Stop", Look)
     job.run("max_steps=1")

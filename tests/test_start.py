@@ -1,0 +1,67 @@
+"""What a command imports before it does its work: seconds differ between machines, imports do not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.job import SMALL
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+HEAVY = ["lightning", "scipy", "sklearn", "matplotlib", "wandb", "transformers", "torchmetrics", "pandas"]
+COMPILER = ["torch._dynamo", "torch._inductor"]
+SHARDED = ["torch.distributed.tensor", "torch.distributed.fsdp"]
+
+
+def imported(program: str, *words: str, cwd: Path) -> set[str]:
+    """The modules that a program leaves imported in a process of its own, when it ended well."""
+    told = (
+        f"import atexit, json, sys\natexit.register(lambda: print('\\n' + json.dumps(sorted(sys.modules))))\n{program}"
+    )
+    command = [sys.executable, "-c", told, *words]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=600)
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def run(path: str) -> str:
+    return f"import runpy\nrunpy.run_path({path!r}, run_name='__main__')"
+
+
+def test_showing_a_configuration_imports_no_torch(tmp_path: Path) -> None:
+    shows = "import runpy\nrunpy.run_module('pretrain', run_name='__main__', alter_sys=True)"
+    modules = imported(shows, "+experiment=mae_vitl", "--cfg", "job", cwd=tmp_path)
+    assert "hydra" in modules
+    assert not modules & {"torch", "numpy", *HEAVY}
+
+
+@pytest.mark.parametrize("experiment", ["mae_vitl", "dino_vits16", "mae_hiera_base"])
+def test_a_plan_imports_neither_lightning_nor_the_compiler(experiment: str, tmp_path: Path) -> None:
+    modules = imported(run(str(SCRIPTS / "plan.py")), f"+experiment={experiment}", cwd=tmp_path)
+    assert "torch" in modules
+    assert not modules & {*HEAVY, *COMPILER, *SHARDED}
+
+
+CHECK = """
+import sys
+from pretrain.config.check import mistakes
+lines = [line for line in mistakes(sys.argv[1:]) if not line.startswith("data.train=")]  # no shards are there
+assert lines == [], lines
+"""
+
+
+def test_to_check_a_command_imports_nothing_that_only_a_run_needs(tmp_path: Path) -> None:
+    words = [word for word in SMALL if word != "callbacks.pictures=null"]
+    modules = imported(CHECK, *words, "data.train=x.tar", cwd=tmp_path)
+    assert not modules & {*HEAVY, *COMPILER, *SHARDED}
+    assert {"pretrain.trainer.lifecycle", "pretrain.trainer.parallel", "pretrain.callbacks.pictures"} <= modules
+
+
+def test_lightning_is_imported_where_a_configuration_names_a_class_of_it(tmp_path: Path) -> None:
+    name = "lightning.pytorch.callbacks.Timer"
+    words = [f"+callbacks.mine._target_={name}", "+callbacks.mine._partial_=true"]
+    assert "lightning" in imported(CHECK, *SMALL, "data.train=x.tar", *words, cwd=tmp_path)
