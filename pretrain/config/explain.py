@@ -121,12 +121,19 @@ def _with_option(key: str, words: Sequence[str], one: Configuration) -> tuple[Co
 
 
 def meaning(one: Configuration, key: str) -> str:
-    """What a key means; what stands below a key that holds pairs of names and values is one of these."""
-    above = key.rpartition(".")[0]
-    own = one.sources.meaning(key, one.target(above))
-    if own or not above or one.target(above):
+    """What a key means: in its own place; with another option of its group, where a recipe sets a key that the chosen
+    one does not have; or as one of the pairs of names and values that the key above holds."""
+    above, group = key.rpartition(".")[0], key.partition(".")[0]
+    if own := one.sources.meaning(key, one.target(above)):
         return own
-    return f"a part of {above}: {found}" if (found := meaning(one, above)) else ""
+    picked, other = one.sources.choices.get(group), elsewhere(key)
+    if other and other != picked:
+        there = Sources({**one.sources.choices, group: other}, "", one.sources.folders)
+        said = there.meaning(key, there.target(above))
+        return f"{group}={picked} has no such key, and the check refuses it. With {group}={other} it is {said}"
+    if above and not one.target(above) and (found := meaning(one, above)):
+        return f"a part of {above}: {found}"
+    return ""
 
 
 def _of_value(key: str, one: Configuration) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,7 @@ def shown(value: Any) -> str:
 
 
 def paragraph(text: str) -> str:
-    if not text.partition(" ")[0].endswith((":", ",")):  # a first word that is a value stays as it is written
+    if not re.search("[:,=]", text.partition(" ")[0]):  # a first word that is a value stays as it is written
         text = text[:1].upper() + text[1:]
     return textwrap.fill(text if text.endswith((".", "…")) else f"{text}.", _WIDTH, **_indents("  ", "  "))
 
