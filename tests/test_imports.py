@@ -30,6 +30,7 @@ ALLOWED = {
     "precision": set(),
     "launch": set(),
     "config": set(),
+    "cli": {"config"},
     "optim": set(),
     "nn": set(),
     "view": set(),
