@@ -13,11 +13,13 @@ import atexit
 import os
 import signal
 import sys
+import textwrap
 import time
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from pretrain.files import shipped
 from pretrain.launch import slurm
 
 if TYPE_CHECKING:
@@ -34,14 +36,14 @@ def main() -> None:
     """Refuses a wrong command with all its mistakes at once; else lets Hydra compose it and runs it."""
     signal.signal(signal.SIGINT, _interrupted)  # until training, which has its own way to stop
     slurm.hold()
+    flags = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")]
+    if len(sys.argv) == 1 or "--help" in flags or "-h" in flags:
+        _leave_with_usage(2 if len(sys.argv) == 1 else 0)
     import hydra
 
     from pretrain.config import hydra_settings, overrides
     from pretrain.config.arguments import quote
 
-    flags = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")]
-    if len(sys.argv) == 1 or "--help" in flags or "-h" in flags:
-        _leave_with_usage(2 if len(sys.argv) == 1 else 0)
     _leave_if(hydra_settings.flag_mistakes(sys.argv[1:]))
     sys.argv[1:] = quote(sys.argv[1:])
     if not any(flag in _ONLY_SHOW for flag in flags):
@@ -239,10 +241,9 @@ def _let_rank_0_speak() -> None:
 
 
 def _leave_with_usage(code: int) -> None:
-    from pretrain.config.overrides import folder
-
-    recipes = sorted(path.stem for path in (folder() / "experiment").glob("*.yaml"))
-    print(f"{(__doc__ or '').strip()}\n\nExperiments: {', '.join(recipes)}")
+    recipes = sorted(path.stem for path in (shipped("conf") / "experiment").glob("*.yaml"))
+    experiments = textwrap.fill(f"Experiments: {', '.join(recipes)}", 96, break_on_hyphens=False)
+    print(f"{(__doc__ or '').strip()}\n\n{experiments}")
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent."""
+"""Files and folders that are whole or absent, and those that come with the package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+
+def shipped(name: str) -> Path:
+    """A folder that comes with the package: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / name if (package / name).is_dir() else package.parent / name
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "pretrain"
 # What any file may import: the records, and what knows libraries alone.
 BOTTOM = {
     "config.problem",
+    "config.renamed",
     "config.secret",
     "records",
     "random",
@@ -42,13 +43,14 @@ ALLOWED = {
     "scaling": {"objective.objective", "plan", "trainer.shard"},
     "interop": {"encoder.encoder", "objective.objective", "nn", "view.spec"},
     "callbacks": {"probe", "trainer.state"},
-    "trainer": {"optim", "objective.objective"},
+    "trainer": {"optim", "objective.objective", "config.signature"},
     "assemble": {"config", "encoder.encoder", "objective.objective"},
     "build": {"*"},
     "proof": {"callbacks.journal", "trainer.checkpoint"},
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
     | {"trainer.checkpoint", "trainer.trust", "view"},
     "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "trainer.trust", "view"},
+    "cli": {"*"},
     "__main__": {"build", "config", "data", "launch", "plan"} | {"trainer.lifecycle", "trainer.team"},
 }
 
@@ -108,6 +110,12 @@ def test_every_part_has_a_rule() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_commands_are_imported_by_nobody(path: Path) -> None:
+    below = path.relative_to(PACKAGE).parts[0] != "cli"
+    assert not (below and any(name == "cli" or name.startswith("cli.") for name in imports(path)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_leaves_are_imported_by_nobody(path: Path) -> None:
     assert not imports(path) & LEAVES
 
@@ -136,6 +144,7 @@ def test_no_configuration_below_build() -> None:
     for path in FILES:
         if path.relative_to(PACKAGE).parts[0] in {
             "config",
+            "cli",
             "build.py",
             "assemble.py",
             "frozen.py",
