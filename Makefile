@@ -37,15 +37,15 @@ clean:
 
 # The main job on embedded data: shards, pretraining, probes, exports, pictures.
 demo: $(SETUP)
-	$(BIN)/python scripts/make_digits.py out=$(DATA)
+	$(BIN)/pretrain shards digits=true out=$(DATA)
 	$(BIN)/python -m pretrain +experiment=mae_digits trainer=cpu name=demo \
 	    'data.train=$(DATA)/train-*.tar' 'data.val=$(DATA)/val-*.tar' output_dir=$(RUN)
-	$(BIN)/python scripts/knn.py checkpoint=$(RUN) \
+	$(BIN)/pretrain probe knn checkpoint=$(RUN) \
 	    'train=$(DATA)/train-*.tar' 'val=$(DATA)/val-*.tar' out=$(RUN)/probe/knn.json
-	$(BIN)/python scripts/linear_probe.py checkpoint=$(RUN) \
+	$(BIN)/pretrain probe linear checkpoint=$(RUN) \
 	    'train=$(DATA)/train-*.tar' 'val=$(DATA)/val-*.tar' out=$(RUN)/probe/linear.json
-	$(BIN)/python scripts/export.py checkpoint=$(RUN) format=timm out=$(RUN)/export/timm
-	$(BIN)/python scripts/export.py checkpoint=$(RUN) format=hf out=$(RUN)/export/hf
+	$(BIN)/pretrain export checkpoint=$(RUN) format=timm out=$(RUN)/export/timm
+	$(BIN)/pretrain export checkpoint=$(RUN) format=hf out=$(RUN)/export/hf
 	@echo
 	@echo "reconstruction  $$(ls $(RUN)/pictures/reconstruction_*.png | tail -1)"
 	@echo "loss curve      $(RUN)/pictures/loss.png"

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent.
+"""Files and folders that are whole or absent, and those that come with the package.
 
 What is being written has another name, which says by what process: `NAME.MACHINE-PROCESS-TOKEN.tmp`. Where that is
 killed the file stays, and `remove_leftovers` takes it away when the folder is next written to.
@@ -16,6 +16,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
+
+
+def shipped(name: str) -> Path:
+    """A folder that comes with the package: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / name if (package / name).is_dir() else package.parent / name
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,10 +14,8 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
-from pretrain.config import renamed, secret
+from pretrain.config import renamed
 from pretrain.config.nodes import check_nodes
-from pretrain.data.opening import Patterns, open_shards
-from pretrain.data.shard import label
 from pretrain.data.shard.index import Index
 from pretrain.data.shard.label import Labels
 from pretrain.data.stream.loader import Loader
@@ -27,7 +24,6 @@ from pretrain.data.stream.reader import BatchStream
 from pretrain.data.stream.report import BadSamples
 from pretrain.data.stream.windows import Numbers
 from pretrain.encoder.encoder import Encoder
-from pretrain.files import replace_file
 from pretrain.interop import export
 from pretrain.interop.card import Card
 from pretrain.objective.objective import Objective
@@ -117,69 +113,6 @@ class Frozen:
             with torch.no_grad():
                 features = pooled(encoder, moved.views[0][0], pool or self.pool)
             yield features, moved.labels
-
-    def write(self, out: str | None, accuracy: float, samples: dict[str, int], protocol: dict[str, Any]) -> None:
-        """Prints a probe's accuracy and writes it as json, with all that was asked for.
-
-        Args:
-            out: the file.
-            accuracy: the share of val samples that are right.
-            samples: how many there were, of `train` and `val`.
-            protocol: everything else that was asked for.
-        """
-        result = {
-            "accuracy": accuracy,
-            "samples": samples,
-            "protocol": secret.recorded(protocol),
-            "run_id": self.card.run_id,
-            "step": self.card.step,
-        }
-        probe = protocol.get("solver", "k-NN")
-        print(f"accuracy {accuracy:.2%}  ({probe}, {protocol['features']} features, step {self.card.step})")
-        if out is not None:
-            replace_file(Path(out), json.dumps(result, indent=1).encode())
-
-
-@dataclass(frozen=True)
-class ProbeArguments:
-    """What every probe is told: which encoder, on which shards, and where its result goes."""
-
-    checkpoint: str
-    train: Patterns
-    val: Patterns
-    out: str | None = None
-    pool: Pool | None = None
-    features: Features = "trained"
-    num_workers: int = 4
-    index_dir: str | None = None
-    allow_pipe: bool = False
-    labels: str = "cls"  # or json:KEY, json:a.b for a value further inside
-    skip: Patterns | None = None  # of `train`
-    trust_checkpoint: bool = False  # of another user, or writable by everybody
-    allow_targets: tuple[str, ...] = ()  # packages of the run's encoder and objective
-
-
-def open_probe_data(a: ProbeArguments) -> tuple[Index, Index]:
-    """The train and val shards of a probe, once it is clear that its result can be written.
-
-    Raises:
-        UserError: the shards cannot be read, or `out` cannot be written.
-    """
-    if wrong := label.mistake(a.labels):
-        raise UserError(f"labels={a.labels}: {wrong}")
-    if a.labels == "none":
-        raise UserError("labels=none: a probe needs labels; give labels=cls or labels=json:KEY")
-    if a.num_workers < 0:
-        raise UserError(f"num_workers={a.num_workers}: must be at least 0")
-    if a.out is not None:
-        try:
-            Path(a.out).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as failure:
-            raise UserError(f"out={a.out}: {failure.strerror}") from None
-        if Path(a.out).is_dir() or not os.access(Path(a.out).parent, os.W_OK):
-            raise UserError(f"out={a.out}: must be a file that can be written")
-    train = open_shards(a.train, a.index_dir, a.allow_pipe, prefix="", skip=a.skip)
-    return train, open_shards(a.val, a.index_dir, a.allow_pipe, prefix="")
 
 
 def default_device() -> torch.device:

@@ -40,21 +40,6 @@ Precision = Literal["32-true", "bf16-mixed"]
 _SHOWN = 10  # names in a line
 
 
-@dataclass(frozen=True)
-class ReplayArguments:
-    """What is told by hand: the incident, and what is to be another than in the run."""
-
-    incident: str
-    train: Patterns | NamedPatterns | None = None  # where the run's shards are now
-    index_dir: str | None = None
-    skip: Patterns | None = None  # where the run's skip lists are now
-    allow_pipe: bool = False
-    precision: Precision | None = None
-    device: Literal["cpu", "cuda"] | None = None  # by default the GPU if there is one
-    trust_checkpoint: bool = False  # of another user, or writable by everybody
-    allow_targets: tuple[str, ...] = ()  # packages of the run's encoder and objective
-
-
 @dataclass
 class Finding:
     """What a step came to: the mean loss, the norm of all gradients, the names of parameters whose gradients are not
@@ -74,41 +59,62 @@ class Finding:
 class Replay:
     """The step of an incident, ready to be made again.
 
+    Args:
+        path: of the incident's folder.
+        train: where the run's shards are now, if elsewhere.
+        index_dir: for their index, if another than the run's.
+        skip: where the run's skip lists are now, if elsewhere.
+        allow_pipe: whether `pipe:` patterns may start programs.
+        precision: if another than the run's.
+        device: by default the GPU if there is one.
+        trust_checkpoint: whether to load weights that another user could have written (see `trust.py`).
+        allow_targets: packages whose encoders and objectives may be built, if the run's are not of this one.
+
     Raises:
         UserError: the incident, its run or its shards are not what is needed.
     """
 
-    def __init__(self, a: ReplayArguments) -> None:
-        path = Path(a.incident)
+    def __init__(
+        self,
+        path: Path,
+        train: Patterns | NamedPatterns | None = None,
+        index_dir: str | None = None,
+        skip: Patterns | None = None,
+        allow_pipe: bool = False,
+        precision: Precision | None = None,
+        device: Literal["cpu", "cuda"] | None = None,
+        trust_checkpoint: bool = False,
+        allow_targets: Sequence[str] = (),
+    ) -> None:
         self.incident = incident = Incident.read(path)
-        self.device = default_device() if a.device is None else torch.device(a.device)
+        self.device = default_device() if device is None else torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda: torch finds no GPU here")
-        self.precision = a.precision or incident.origin.precision
+        self.precision = precision or incident.origin.precision
         if self.precision not in get_args(Precision):
             raise UserError(
                 f"incident={path}: its precision `{self.precision}` is not one of {', '.join(get_args(Precision))}"
             )
         run = path.resolve().parents[1]
         identity = _identity(run, incident, path)
-        plain, self.objective = configured(run, f"incident={path}", a.allow_targets)
+        plain, self.objective = configured(run, f"incident={path}", allow_targets)
         weights = run / "incidents" / incident.weights
-        refuse_untrusted(weights.parent, a.trust_checkpoint, above=(run, run / "incidents"))
+        refuse_untrusted(weights.parent, trust_checkpoint, above=(run, run / "incidents"))
         _load_weights(self.objective, weights)
         data = plain["data"]
         training = open_training(
-            patterns := a.train or _recorded_patterns(data["train"]),
+            patterns := train or _recorded_patterns(data["train"]),
             data.get("sources"),
-            a.index_dir or data["index_dir"],
-            a.allow_pipe,
+            index_dir or data["index_dir"],
+            allow_pipe,
             prefix="",
             access=access_of(None, data.get("cache_dir"), data.get("cache_size", 0)),
-            skip=(skip := a.skip or data.get("skip")),
+            skip=(lists := skip or data.get("skip")),
         )
         self.index = training.index
         if self.index.digest != identity["digest"]:
-            without = f", less what `{skip}` leaves out," if skip else ""
-            advice = "train=… and skip=…" if skip else "train=…"
+            without = f", less what `{lists}` leaves out," if lists else ""
+            advice = "train=… and skip=…" if lists else "train=…"
             raise UserError(
                 f"`{patterns}`{without} are other shards than those of the run: name where they are now by {advice}"
             )

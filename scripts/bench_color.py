@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pretrain.assemble import instantiate, objective_of
-from pretrain.config.arguments import script_with_overrides
+from pretrain.config.arguments import script
 from pretrain.config.check import composed_without_data
 from pretrain.records import Batch, UserError
 from pretrain.view import color
@@ -117,4 +117,4 @@ def timed(step: Callable[[], object], device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    script_with_overrides(Arguments, __doc__ or "", main)
+    script(Arguments, __doc__ or "", main)

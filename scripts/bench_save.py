@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pretrain.assemble import materialise, objective_of
-from pretrain.config.arguments import script_with_overrides
+from pretrain.config.arguments import script
 from pretrain.config.check import composed_without_data
 from pretrain.files import replace_file
 from pretrain.launch.world import World
@@ -77,4 +77,4 @@ def one_round(folder: Path, number: int, state: dict[str, Any], copies: dict[str
 
 
 if __name__ == "__main__":
-    script_with_overrides(Arguments, __doc__ or "", main)
+    script(Arguments, __doc__ or "", main)

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from pretrain.assemble import instantiate, materialise, objective_of
-from pretrain.config.arguments import script_with_overrides
+from pretrain.config.arguments import script
 from pretrain.config.check import composed_without_data
 from pretrain.records import Batch, Progress, UserError
 
@@ -191,4 +191,4 @@ def timed(step: Step, images: Tensor, dtype: torch.dtype) -> float:
 
 
 if __name__ == "__main__":
-    script_with_overrides(Arguments, __doc__ or "", main)
+    script(Arguments, __doc__ or "", main)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from pretrain.assemble import objective_of
-from pretrain.config.arguments import script_with_overrides
+from pretrain.config.arguments import script
 from pretrain.config.check import composed_without_data
 from pretrain.plan import cost, empty_batch, masking
 from pretrain.records import UserError
@@ -73,4 +73,4 @@ def main(arguments: Arguments, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    script_with_overrides(Arguments, __doc__ or "", main)
+    script(Arguments, __doc__ or "", main)

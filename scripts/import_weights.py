@@ -1,62 +1,7 @@
-"""Takes in the weights of an encoder that others published, and writes an export that probes and exports read.
+"""`pretrain import`, from a checkout."""
 
-    python scripts/import_weights.py source=official weights=mae_hiera_base_224.pth encoder=hiera_base out=hiera_base
-
-`source` is `official` (facebookresearch/mae, facebookresearch/hiera, facebookresearch/dino: a `.pth` file), `timm` or
-`hf` (a folder, or the `model.safetensors` in it; with a `config.json` the features are compared with that library's).
-All other words are overrides: `encoder=…`, and what differs from it. The export is for timm, or `format=hf`, and is
-compared with the encoder through that library.
-"""
-
-from __future__ import annotations
-
-import logging
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-from omegaconf import OmegaConf
-
-from pretrain.assemble import instantiate
-from pretrain.config.arguments import script_with_overrides
-from pretrain.config.check import composed_without_data
-from pretrain.encoder.encoder import Encoder
-from pretrain.interop import export, foreign
-from pretrain.interop.card import Card
-from pretrain.view.spec import ViewSpec
-
-
-@dataclass(frozen=True)
-class Arguments:
-    source: Literal["timm", "hf", "official"]
-    weights: str
-    out: str
-    format: Literal["timm", "hf"] = "timm"
-    pool: Literal["cls", "mean"] = "mean"  # how probes make one vector of its tokens
-
-
-def main(arguments: Arguments, overrides: list[str]) -> None:
-    logging.getLogger("timm").setLevel(logging.WARNING)
-    cfg, path = composed_without_data(overrides), Path(arguments.weights)
-    node: Any = OmegaConf.to_container(cfg.encoder, resolve=True)
-    encoder: Encoder = instantiate(node)
-    node |= encoder.after_pretraining  # of a recipe for pretraining, what is used afterwards
-    encoder = instantiate(node).eval()
-    left = foreign.load_into(encoder, arguments.source, path)
-    view: ViewSpec = instantiate(cfg.objective.view)
-    card = Card(arguments.format, foreign.identity(arguments.source, path), 0, node, asdict(view), arguments.pool)
-    found = foreign.difference(encoder, card, arguments.source, path)
-    foreign.refuse_other_features(found, path)
-    difference = export.write(Path(arguments.out), card, encoder)
-    print(f"{arguments.out}: {len(encoder.state_dict())} tensors taken in, {len(left)} left out")
-    if left:
-        print("left out: " + ", ".join(left))
-    if found is None:
-        print("there is no config.json that its own library could compare with: heads and norms are as `encoder` says")
-    else:
-        print(f"features differ from those of the source by at most {found:.1e} of the greatest")
-    print(f"loaded back through {arguments.format}; features differ by at most {difference:.1e} of the greatest")
-
+from pretrain.cli.import_weights import Arguments, __doc__, main
+from pretrain.config.arguments import script
 
 if __name__ == "__main__":
-    script_with_overrides(Arguments, __doc__ or "", main)
+    script(Arguments, __doc__ or "", main)

@@ -1,21 +1,7 @@
-"""Makes a step again that a run skipped, since its loss or gradients were not finite, and says where that begins.
+"""`pretrain replay`, from a checkout."""
 
-python scripts/replay.py incident=RUN/incidents/step_00000007
-
-It exits with 0 if the step is not finite again, and with 1 if it is finite now.
-"""
-
-from __future__ import annotations
-
-import sys
-
+from pretrain.cli.replay import Arguments, __doc__, main
 from pretrain.config.arguments import script
-from pretrain.replay import Replay, ReplayArguments, report
-
-
-def main(a: ReplayArguments) -> None:
-    sys.exit(0 if report(Replay(a)) else 1)
-
 
 if __name__ == "__main__":
-    script(ReplayArguments, __doc__ or "", main)
+    script(Arguments, __doc__ or "", main)

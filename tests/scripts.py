@@ -1,4 +1,4 @@
-"""Running the scripts as a person would, but in this process: starting Python and importing torch takes ten seconds."""
+"""Runs commands and scripts as a person would, but in this process: starting Python and importing torch takes 10 s."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import runpy
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pretrain.cli.main import main
 
 FOLDER = Path(__file__).parent.parent / "scripts"
 
@@ -25,12 +28,22 @@ def loaded(name: str, as_name: str = "script") -> dict[str, Any]:
 
 def run_script(name: str, *words: str) -> subprocess.CompletedProcess[str]:
     """`python scripts/NAME.py WORDS…`: its exit code and what it prints."""
+    return _ran([f"scripts/{name}.py", *words], lambda: loaded(name, "__main__"))
+
+
+def run_command(*words: str) -> subprocess.CompletedProcess[str]:
+    """`pretrain WORDS…`: likewise. Training has signals of its own: `tests.program` runs it."""
+    assert words[:1] != ("train",) or {"-h", "--help"} & set(words)
+    return _ran(["pretrain", *words], main)
+
+
+def _ran(typed: list[str], run: Callable[[], object]) -> subprocess.CompletedProcess[str]:
     out, err, code = io.StringIO(), io.StringIO(), 0
-    before, sys.argv = sys.argv, [f"scripts/{name}.py", *words]
+    before, sys.argv = sys.argv, typed
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                loaded(name, "__main__")
+                run()
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else int(end.code is not None)
                 if isinstance(end.code, str):
@@ -40,4 +53,4 @@ def run_script(name: str, *words: str) -> subprocess.CompletedProcess[str]:
                 traceback.print_exc()
     finally:
         sys.argv = before
-    return subprocess.CompletedProcess([name, *words], code, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(typed, code, out.getvalue(), err.getvalue())

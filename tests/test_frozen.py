@@ -13,7 +13,7 @@ from pretrain.frozen import load
 from pretrain.records import UserError
 from tests.data.shards import image_bytes, write_tar
 from tests.job import HIERA, Job
-from tests.scripts import FOLDER, run_script
+from tests.scripts import run_script
 
 
 def test_a_run_and_its_exports_are_the_same_encoder(job: Job) -> None:
@@ -157,23 +157,6 @@ def test_unlabelled_samples_are_refused_by_name(job: Job) -> None:
     write_shards(job.tmp / "u", [3], labels=False)
     with pytest.raises(UserError, match="sample `00000` has no label"):
         load(job.out).features(open_shards(str(job.tmp / "u"), str(job.tmp / "i")), num_workers=0)
-
-
-SCRIPTS = {path.stem for path in FOLDER.glob("*.py")} - {"baselines"}  # which bench_data.py imports
-
-
-@pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_every_script_says_what_it_wants(name: str) -> None:
-    nothing, help_ = run_script(name), run_script(name, "--help")
-    assert (nothing.returncode, help_.returncode) == (2, 0)
-    assert nothing.stdout == help_.stdout
-    assert f"python scripts/{name}.py" in help_.stdout  # an example
-    assert "=…" in help_.stdout
-    wrong = run_script(name, "nonsense=1", "word")
-    assert wrong.returncode == 1
-    assert "nonsense=1: there is no such key" in wrong.stderr
-    assert "`word` is not understood" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
 
 
 def test_hiera_is_probed_and_exported_with_all_its_poolings(job: Job) -> None:

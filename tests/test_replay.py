@@ -16,11 +16,11 @@ from pretrain.data.shard.skip import Skipped, write_skip_list
 from pretrain.data.stream import reader
 from pretrain.objective.dino import DINO
 from pretrain.records import UserError
-from pretrain.replay import Replay, ReplayArguments
+from pretrain.replay import Replay
 from pretrain.view import region
 from tests.job import DINO as DINO_JOB
 from tests.job import Job
-from tests.scripts import FOLDER, run_script
+from tests.scripts import run_command, run_script
 from tests.trainer.test_incident import infinite_loss, spoil
 
 OVERFLOW = "objective.view.std=[1e-38,1e-38,1e-38]"  # normalised pixels are at the end of what float32 can hold
@@ -38,13 +38,12 @@ def edit(incident: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (incident / "incident.json").write_text(json.dumps(content))
 
 
-def test_the_command_in_the_log_runs_as_it_stands_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_in_the_log_runs_as_it_stands_there(job: Job) -> None:
     with pytest.raises(UserError) as stop:
         job.run(OVERFLOW)
     command = str(stop.value).rpartition(": ")[2].split()
-    assert command[:2] == ["python", "scripts/replay.py"]
-    monkeypatch.chdir(FOLDER.parent)
-    result = run_script("replay", *command[2:])
+    assert command[:2] == ["pretrain", "replay"]
+    result = run_command(*command[1:])
     assert result.returncode == 0, result.stderr
     assert "reproduced: the loss is nan" in result.stdout
 
@@ -70,7 +69,7 @@ def test_an_overflow_comes_again_and_is_explained(job: Job) -> None:
 def test_it_is_the_very_same_step(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Harmed again, it ends as in the run; unharmed, as the same step of a run that never was, to the last bit."""
     words = ["max_steps=4", "max_micro_batch_size=3"]
-    replay_of = lambda: Replay(ReplayArguments(str(job.out / "incidents" / "step_00000003"), device="cpu"))  # noqa: E731
+    replay_of = lambda: Replay(job.out / "incidents" / "step_00000003", device="cpu")  # noqa: E731
     with monkeypatch.context() as patch:
         spoil(patch, {21})
         job.run(*words)
@@ -96,7 +95,7 @@ def test_images_are_decoded_at_the_scale_of_the_run(job: Job, monkeypatch: pytes
         return region.decode_for(data, boxes_of)
 
     monkeypatch.setattr(reader, "decode_for", spy)
-    Replay(ReplayArguments(str(incident), device="cpu")).make()
+    Replay(incident, device="cpu").make()
     assert asked
     assert None not in asked
 
@@ -108,7 +107,7 @@ def test_a_step_of_dino_is_the_very_same(job: Job, monkeypatch: pytest.MonkeyPat
         spoil(patch, {21}, objective=DINO)
         job.run(*words)
     incident = job.out / "incidents" / "step_00000003"
-    unharmed = Replay(ReplayArguments(str(incident), device="cpu")).make()
+    unharmed = Replay(incident, device="cpu").make()
     job.out = job.tmp / "clean"
     job.run(*words)
     assert unharmed.finite
@@ -142,7 +141,7 @@ def test_what_weights_and_samples_did_not_do_does_not_come_again(job: Job, monke
 def test_one_sample_is_found_among_many(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {21}, infinite_loss)
     job.run("max_steps=4", "max_micro_batch_size=3")
-    replay = Replay(ReplayArguments(str(job.out / "incidents" / "step_00000003"), device="cpu"))
+    replay = Replay(job.out / "incidents" / "step_00000003", device="cpu")
     finding = replay.make()
     assert finding.micro_batches == [2]
     (sample,), tried = replay.suspects(finding.micro_batches)

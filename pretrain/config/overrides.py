@@ -23,14 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.config import renamed
 from pretrain.config.suggest import suggest
+from pretrain.files import shipped
 
 _REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # what composing raises for a wrong override
 
 
 def folder() -> Path:
     """Where the yaml files are: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+    return shipped("conf")
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:

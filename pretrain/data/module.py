@@ -50,7 +50,7 @@ class ShardData:
         max_bad_fraction: share of samples that may fail to decode before the run stops.
         scaled_decode: whether JPEGs of a million pixels are decoded at 1/2, 1/4 or 1/8 where no view needs more.
         labels: where labels are, which probes alone look at: `cls`, `json:KEY` or `none` (see `label.py`).
-        skip: lists of samples of `train` that are left out, as `scripts/shards.py` writes them.
+        skip: lists of samples of `train` that are left out, as `pretrain shards` writes them.
 
     Attributes:
         bad, bad_in_evaluation: the record of samples that could not be decoded.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
+from pretrain.data.patterns import NamedPatterns as NamedPatterns
+from pretrain.data.patterns import Patterns as Patterns
 from pretrain.data.shard.index import Index, count_known, open_index
 from pretrain.data.store import source
 from pretrain.data.stream import mixture
 from pretrain.data.training import TrainingShards, source_shares
 from pretrain.records import Problem, SourceShare, UserError
-
-Patterns = str | Sequence[str]
-NamedPatterns = dict[str, Patterns]  # of several data sets
 
 
 def named(train: Patterns | NamedPatterns | None) -> NamedPatterns:

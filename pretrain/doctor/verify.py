@@ -158,7 +158,7 @@ def index_findings(url: str, reading: Reading) -> list[Finding]:
     row = _listed(folder)[0].get(name)
     if row is None:
         return []
-    causes, mend = [], "scripts/shards.py action=index beside=true mends it"
+    causes, mend = [], "pretrain shards action=index beside=true mends it"
     if row["sha256"] != reading.sha256:
         causes.append(f"index.json is of other bytes: sha256 {row['sha256'][:16]}… there, {reading.sha256[:16]}… here")
         mend = "restore the shard; index it anew only if you changed it yourself"

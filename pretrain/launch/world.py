@@ -78,7 +78,7 @@ def meeting_point(environ: Mapping[str, str]) -> tuple[str, int]:
     if not address or not port.isdecimal():
         raise UserError(
             f"MASTER_ADDR={address} MASTER_PORT={port}: they must name the first machine and a free port of it; "
-            "torchrun and slurm/pretrain.sbatch set both"
+            "torchrun and the pretrain.sbatch that `pretrain slurm` writes set both"
         )
     return address, int(port)
 

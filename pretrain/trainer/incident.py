@@ -212,7 +212,7 @@ def _fill(partial: Path, incident: Incident, state: dict[str, Any] | None) -> No
 
 
 def _command(folder: Path) -> str:
-    return f"python scripts/replay.py {shlex.quote(f'incident={folder}')}"
+    return f"pretrain replay {shlex.quote(f'incident={folder}')}"
 
 
 class _Flag:

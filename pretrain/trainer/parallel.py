@@ -185,8 +185,8 @@ def _misfits(world: World, strategy: str, num_nodes: int | None, devices: int | 
         if num_nodes is not None and num_nodes > 1:
             yield (
                 "num_nodes",
-                "a process here cannot start others on other machines: submit slurm/pretrain.sbatch, or start "
-                "torchrun on each of them",
+                "a process here cannot start others on other machines: submit pretrain.sbatch, which "
+                "`pretrain slurm` writes, or start torchrun on each of them",
             )
     else:
         for name, value, real in (("num_nodes", num_nodes, world.nodes), ("devices", devices, world.local_size)):

@@ -15,6 +15,7 @@ PROGRAMS = {
         *) echo "$@" >> scontrol.words ;;
     esac""",
     "nvidia-smi": "exit 1",
+    "pretrain": "exit 1",
     "apptainer": "exit 1",
 }
 JOB = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "n[7-8]", "SLURM_NNODES": "2", "SLURM_CPUS_ON_NODE": "64"}

@@ -131,7 +131,7 @@ def test_a_container_takes_the_place_of_the_environment(tmp_path: Path, file: st
     start = words.index("apptainer")
     assert words[start + 1] == "exec"
     assert words[start + 2 :][:4] == ["--bind", str(tmp_path), "--pwd", str(tmp_path)]
-    assert words[words.index(str(image)) + 1] == "python"
+    assert words[words.index(str(image)) + 1] == ("python" if file == "pretrain" else "pretrain")
 
 
 RUNS, PREEMPTED, ENDS = (
@@ -170,21 +170,21 @@ def test_what_a_container_asks_for_is_done_unless_the_job_is_cancelled(tmp_path:
 
 
 def test_probes_and_exports_go_into_the_runs_folder(tmp_path: Path) -> None:
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     _, words = run_batch("probe.sbatch", ["linear", "checkpoint=runs/x", "val=v"], tmp_path, PRETRAIN_TRAIN_SHARDS="/t")
-    found = words[words.index("python") :]
+    found = words[words.index("pretrain") :]
     assert found == [
-        "python",
-        "scripts/linear_probe.py",
+        "pretrain",
+        "probe",
+        "linear",
         "checkpoint=runs/x",
         "val=v",
         "train=/t",
         "out=runs/x/probe/linear.json",
     ]
     _, words = run_batch("probe.sbatch", ["knn", "checkpoint=runs/x", "train=t", "val=v", "out=o"], tmp_path)
-    assert words[-5:] == ["scripts/knn.py", "checkpoint=runs/x", "train=t", "val=v", "out=o"]
+    assert words[-7:] == ["pretrain", "probe", "knn", "checkpoint=runs/x", "train=t", "val=v", "out=o"]
     _, words = run_batch("export.sbatch", ["checkpoint=runs/x", "format=timm"], tmp_path)
-    assert words[-4:] == ["scripts/export.py", "checkpoint=runs/x", "format=timm", "out=runs/x/export/timm"]
+    assert words[-5:] == ["pretrain", "export", "checkpoint=runs/x", "format=timm", "out=runs/x/export/timm"]
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,8 @@ def test_probes_and_exports_go_into_the_runs_folder(tmp_path: Path) -> None:
         ("probe", ["checkpoint=x"], "the first word must be knn or linear, not 'checkpoint=x'"),
         ("probe", ["knn", "train=t"], "checkpoint=… is missing"),
         ("probe", ["knn", "checkpoint=x"], "train=… is missing"),
-        ("probe", ["knn", "checkpoint=x", "train=t"], "scripts/knn.py is not in"),
         ("export", ["format=hf"], "checkpoint=… is missing"),
         ("export", ["checkpoint=x"], "format=… is missing"),
-        ("export", ["checkpoint=x", "format=hf"], "scripts/export.py is not in"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_runs(
@@ -205,6 +203,13 @@ def test_what_is_missing_is_said_before_anything_runs(
     process, ran = run_batch(f"{file}.sbatch", words, tmp_path)
     assert (process.returncode, ran) == (2, [])
     assert sentence in process.stderr
+
+
+@pytest.mark.parametrize("file", ["probe", "export"])
+def test_without_the_command_the_job_says_so(tmp_path: Path, file: str) -> None:
+    process, ran = run_batch(f"{file}.sbatch", ["knn", "checkpoint=x", "train=t", "format=hf"], tmp_path, PATH="/bin")
+    assert (process.returncode, ran) == (2, [])
+    assert "pretrain is not on PATH" in process.stderr
 
 
 def test_the_cluster_of_the_tests_says_how_it_is_used() -> None:

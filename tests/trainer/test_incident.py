@@ -254,7 +254,7 @@ def test_too_many_in_a_row_stop_the_run(job: Job, harm: Any, every: str) -> None
     assert message.startswith("step 5: 3 steps in a row were skipped")
     assert "max_skipped_steps=3" in message
     assert "lower base_lr, a longer warm-up or trainer.precision=32-true" in message
-    assert message.endswith(f"python scripts/replay.py incident={job.out / 'incidents' / 'step_00000005'}")
+    assert message.endswith(f"pretrain replay incident={job.out / 'incidents' / 'step_00000005'}")
     checkpoints = sorted((job.out / "checkpoints").glob("step_*"))
     assert [path.name for path in checkpoints] == ([] if every == "null" else [f"step_0000000{n}" for n in range(1, 5)])
     states = [checkpoint.load(path)["objective"] for path in checkpoints]

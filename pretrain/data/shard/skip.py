@@ -107,7 +107,9 @@ def _read(path: str) -> dict[str, Members]:
     except (ValueError, RecursionError):
         raise UserError(f"`{path}` is no skip list: it is not json") from None
     if not isinstance(content, dict) or content.get("format") != 1 or not isinstance(content.get("shards"), dict):
-        raise UserError(f"`{path}` is no skip list of this version: write one by scripts/shards.py")
+        raise UserError(
+            f"`{path}` is no skip list of this version: write one by `pretrain shards action=verify … skip=FILE`"
+        )
     found = {sha256: _members(path, sha256, entry) for sha256, entry in content["shards"].items()}
     return {sha256: members for sha256, members in found.items() if len(members)}
 

@@ -142,7 +142,7 @@ def test_mistakes_are_said_and_nothing_is_written(tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
         assert not out.exists()
     assert make_shards().returncode == 2
-    assert "python scripts/make_shards.py images=" in make_shards("--help").stdout
+    assert "pretrain shards images=" in make_shards("--help").stdout
 
 
 def test_shards_that_are_there_are_never_overwritten(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pretrain.cli.probe_data import ProbeArguments, open_probe_data
 from pretrain.config.check import check_nodes
 from pretrain.data.module import ShardData
 from pretrain.data.opening import known_size, open_shards
@@ -19,7 +20,6 @@ from pretrain.data.shard.index import Index, open_index
 from pretrain.data.shard.sidecar import Shard
 from pretrain.data.shard.skip import Skipped, skipped_of, write_skip_list
 from pretrain.data.stream.order import Order, Shuffle
-from pretrain.frozen import ProbeArguments, open_probe_data
 from pretrain.records import UserError
 from pretrain.view.spec import ViewSpec
 from tests.data.shards import write_shards
