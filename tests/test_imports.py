@@ -138,8 +138,6 @@ def test_no_configuration_below_build() -> None:
         if path.relative_to(PACKAGE).parts[0] in {
             "config",
             "build.py",
-            "assemble.py",
-            "frozen.py",
             "plan.py",
             "cli",
             "__main__.py",
