@@ -52,6 +52,11 @@ def _composed(home: str, overrides: tuple[str, ...]) -> DictConfig:
         return compose("pretrain", overrides=list(overrides), return_hydra_config=True)
 
 
+def forget() -> None:
+    """Reads the yaml files again, in a process that lives on while somebody edits them."""
+    _composed.cache_clear()
+
+
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a sweep, as Hydra's own sweeper combines them."""
     parser, axes = OverridesParser.create(), []
