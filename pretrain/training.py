@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from pretrain import build
 from pretrain.callbacks.journal import read_rows
+from pretrain.cli.outcome import ALARM
 from pretrain.config import secret
 from pretrain.config.arguments import quote
 from pretrain.config.check import mistakes
@@ -35,7 +36,6 @@ from pretrain.records import UserError
 from pretrain.trainer import checkpoint
 from pretrain.trainer.run_folder import closed_on_failure
 
-_ALARM = 3  # the exit code of ranks that ended since the run collapsed
 _LIBRARIES = ("lightning.pytorch", "lightning.fabric")
 
 
@@ -123,7 +123,7 @@ def _in_ranks(count: int, words: list[str]) -> tuple[bool, str]:
     """The same in so many processes."""
     code = local.start(count, words)
     asked = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) if code == 128 + number]
-    if code and not asked and code != _ALARM:
+    if code and not asked and code != ALARM:
         raise RuntimeError(f"training ended with exit code {code}: what went wrong stands in the lines above")
     return not code, f"received {asked[0].name}" if asked else "all steps are done" if not code else "an alarm"
 

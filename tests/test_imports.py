@@ -49,6 +49,9 @@ ALLOWED = {
     "frozen": {"assemble", "config", "data", "encoder.encoder", "interop", "objective.objective", "probe"}
     | {"trainer.checkpoint", "trainer.trust", "view"},
     "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "trainer.trust", "view"},
+    "pretrained": {"encoder.encoder", "frozen", "probe.features", "view"},
+    "training": {"build", "callbacks.journal", "cli.outcome", "config", "data.stream.loader", "launch.local"}
+    | {"trainer.checkpoint", "trainer.run_folder"},
     "cli": {"*"},
     "__main__": {"build", "cli", "config", "launch"},
 }
@@ -140,6 +143,7 @@ def test_no_configuration_below_build() -> None:
             "build.py",
             "plan.py",
             "cli",
+            "training.py",
             "__main__.py",
         }:
             continue
