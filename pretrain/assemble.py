@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from hydra import utils
-from hydra.errors import InstantiationException
-from omegaconf import DictConfig
 
+from pretrain.config.instantiate import instantiate as instantiate
 from pretrain.encoder.encoder import Encoder
 from pretrain.objective.objective import Objective
 from pretrain.records import UserError
 
 
-def instantiate(node: Any) -> Any:
-    """What a node of the configuration says; it is given plain lists and dictionaries all the way down.
-
-    Raises:
-        UserError: what is built refuses.
-    """
-    try:
-        return utils.instantiate(node, _convert_="all")
-    except InstantiationException as failure:
-        if isinstance(failure.__cause__, UserError):
-            raise failure.__cause__ from None
-        raise
-
-
-def objective_of(cfg: DictConfig) -> Objective:
+def objective_of(cfg: Mapping[str, Any]) -> Objective:
     """The objective with its encoder, without weights: its parameters are on the meta device.
+
+    Args:
+        cfg: a configuration, of which the nodes `objective` and `encoder` are built.
 
     Raises:
         UserError: encoder and objective do not fit each other.
     """
     try:
         with torch.device("meta"):
-            objective: Objective = instantiate(cfg.objective)(encoder=instantiate(cfg.encoder))
-    except (InstantiationException, ValueError) as failure:
-        reason = failure.__cause__ if isinstance(failure, InstantiationException) else failure
-        if not isinstance(reason, ValueError):
-            raise
-        raise UserError(str(reason)) from None
+            objective: Objective = instantiate(cfg["objective"])(encoder=instantiate(cfg["encoder"]))
+    except UserError:
+        raise
+    except ValueError as failure:
+        raise UserError(str(failure)) from None
     return objective
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from pretrain.assemble import as_exported, instantiate, materialise, objective_of
-from pretrain.config import renamed
+from pretrain.config import renamed, saved
 from pretrain.config.nodes import check_nodes
 from pretrain.data.shard.index import Index
 from pretrain.data.shard.label import Labels
@@ -162,9 +161,9 @@ def _from_run(path: Path, network: Features, trust_checkpoint: bool, allow_targe
         if newest is None:
             raise UserError(f"checkpoint={path}: the run has no complete checkpoint yet")
         refuse_untrusted(newest, trust_checkpoint, above=(path, newest.parent))
-        saved = checkpoint.load(newest, only=("objective", "step"))
-        objective.load_state_dict(saved["objective"])
-        step = saved["step"]
+        stored = checkpoint.load(newest, only=("objective", "step"))
+        objective.load_state_dict(stored["objective"])
+        step = stored["step"]
     run_id = json.loads((path / "run.json").read_text(encoding="utf-8"))["run_id"]
     view = replace(objective.views[0], count=1, colors=None)  # evaluation looks at each sample once, in its own colours
     whole = Card(
@@ -186,10 +185,14 @@ def configured(path: Path, asked: str, allow_targets: Sequence[str] = ()) -> tup
     Raises:
         UserError: it names what may not be built, or is not what a run wrote.
     """
-    plain: Any = renamed.current(OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True))
-    nodes = {key: plain[key] for key in ("encoder", "objective")}
-    _refuse(asked, check_nodes(nodes, allow_targets))
-    return plain, materialise(objective_of(OmegaConf.create(plain)), plain["seed"])  # what was checked, nothing else
+    plain = renamed.current(saved.read(path / "config.yaml"))
+    nodes = {key: plain.get(key) for key in ("encoder", "objective")}
+    named = [key for key, node in nodes.items() if isinstance(node, dict) and "_target_" in node]
+    nameless = [f"{key}._target_ is missing" for key in nodes if key not in named]
+    _refuse(asked, nameless or check_nodes(nodes, allow_targets))
+    if type(plain.get("seed")) is not int:
+        raise UserError(f"{asked}: seed={plain.get('seed')} in its config.yaml is no whole number; no run wrote it so")
+    return plain, materialise(objective_of(nodes), plain["seed"])
 
 
 def after_pretraining(encoder: Encoder, card: Card) -> tuple[Encoder, Card, list[str]]:

@@ -16,11 +16,15 @@ from PIL import Image
 from sklearn import datasets
 from sklearn.utils import Bunch
 
+import pretrain as package
 from pretrain import build, proof
 from pretrain.assemble import instantiate
 from pretrain.config.arguments import quote
 from pretrain.config.check import mistakes
 from pretrain.config.overrides import composed
+from pretrain.interop import export
+from pretrain.training import Trained
+from pretrain.training import train as train_here
 from tests.data.shards import image_bytes, write_shards, write_tar
 from tests.data.test_arrays import array_of, npy
 from tests.program import pretrain
@@ -296,6 +300,34 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             assert words[0] in ("make", "pip", ".venv/bin/pre-commit"), line  # set-up: what CI does before the tests
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
             assert words[0] != "make" or words[1] in targets
+
+
+def snippets(page: Path) -> list[str]:
+    """The page's python blocks."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def test_python_runs_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block by block, as in a notebook. What is trained is made small, and the detector's Hiera is an untrained one."""
+    pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    pytest.importorskip("transformers")
+    from tests.interop.test_export_hiera import make as make_hiera
+
+    encoder, card = make_hiera("timm", img_size=96, patch_kernel=7, patch_stride=4, patch_padding=3)
+    export.write(folder / "HIERA" / "export" / "timm", card, encoder)
+    trained: list[list[str]] = []
+
+    def small_train(experiment: str, overrides: list[str]) -> Trained:
+        trained.append(overrides)
+        return train_here(experiment, [*overrides, *small([f"+experiment={experiment}", *overrides]), "max_steps=2"])
+
+    monkeypatch.setattr(package, "train", small_train, raising=False)
+    names: dict[str, object] = {}
+    for block in snippets(ROOT / "docs" / "python.md"):
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert len(trained) == 1
+    assert names["features"].shape == (12, 48)
 
 
 def test_links_lead_somewhere() -> None:

@@ -25,7 +25,7 @@ _BASES = {  # one of which a group's node must be
     "callbacks": ("pretrain.callbacks.step.StepCallback", "lightning.pytorch.Callback"),
     "view": ("pretrain.view.spec.ViewSpec",),
 }
-_WORDS = ("_target_", "_partial_", "_recursive_", "_convert_")  # Hydra's own, in a node
+WORDS = ("_target_", "_partial_", "_recursive_", "_convert_")  # Hydra's own, in a node
 
 
 def check_nodes(nodes: Mapping[str, Any], allowed: Sequence[str] = ()) -> list[str]:
@@ -64,7 +64,7 @@ def _check_node(path: str, node: dict[str, Any], allowed: Sequence[str]) -> list
         return [refusal(f"{path}._target_", node["_target_"], reason)]
     for inner in _targets(list(node.values())):
         locate(inner, allowed)  # so that its class is there to be compared with the type hint of its place
-    arguments = {key: value for key, value in node.items() if key not in _WORDS}
+    arguments = {key: value for key, value in node.items() if key not in WORDS}
     try:
         parameters = inspect.signature(target).parameters
     except ValueError:  # a class of C that does not say what it takes

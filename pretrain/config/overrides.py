@@ -63,6 +63,11 @@ def _composed(home: str, overrides: tuple[str, ...]) -> tuple[DictConfig, Any]:
         return cfg, OmegaConf.to_container(cfg.pop("hydra"), resolve=False)
 
 
+def forget() -> None:
+    """Reads the yaml files again, in a process that lives on while somebody edits them."""
+    _composed.cache_clear()
+
+
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a sweep, as Hydra's own sweeper combines them."""
     parser, axes = OverridesParser.create(), []

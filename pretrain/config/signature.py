@@ -31,7 +31,7 @@ def locate(dotted: object, allowed: Sequence[str] = ()) -> tuple[type[Any] | Non
     if not isinstance(dotted, str) or not dotted.startswith(tuple(f"{name}." for name in packages)):
         names = ", ".join(packages)
         return (None, f"is outside what may be built ({names}); add its package to allow_targets if you trust it")
-    found, reason = _class(dotted)
+    found, reason = named_class(dotted)
     if found is None:
         return None, reason
     home = f"{found.__module__}."
@@ -39,7 +39,7 @@ def locate(dotted: object, allowed: Sequence[str] = ()) -> tuple[type[Any] | Non
         return None, f"is a class of {found.__module__}, which is outside what may be built ({', '.join(packages)})"
     own = next((name for name in _KINDS if home.startswith(f"{name}.")), None)
     if own in _HOMES and own not in allowed:
-        kinds = tuple(one for kind in _KINDS[own] if (one := _class(kind)[0]) is not None)
+        kinds = tuple(one for kind in _KINDS[own] if (one := named_class(kind)[0]) is not None)
         if not home.startswith(_HOMES[own]) or not issubclass(found, kinds):
             return None, f"is none of the classes of {own} that may be built ({', '.join(_KINDS[own])})"
     return found, ""
@@ -50,16 +50,16 @@ def misfit(target: type[Any], bases: Sequence[str]) -> bool:
 
     Imports nothing: a class that inherits from another has imported it.
     """
-    there = [_class(base)[0] for base in bases if base.rpartition(".")[0] in sys.modules]
+    there = [named_class(base)[0] for base in bases if base.rpartition(".")[0] in sys.modules]
     return bool(bases) and not issubclass(target, tuple(one for one in there if one is not None))
 
 
-def _class(dotted: str) -> tuple[type[Any] | None, str]:
+def named_class(dotted: str) -> tuple[type[Any] | None, str]:
     """(the class of a name, "") or (None, why it is none)."""
     module, _, name = dotted.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as failure:
+    except (ImportError, AttributeError, ValueError) as failure:  # ValueError: a name without a dot
         return None, f"cannot be found: {failure}"
     return (found, "") if inspect.isclass(found) else (None, "is no class")
 
@@ -143,7 +143,7 @@ def _builds(node: dict[str, Any], hint: Any, origin: Any) -> bool:
 def _known(dotted: str) -> type[Any] | None:
     """A class of a package that may be named, or of one that is imported already; to ask for a type imports nothing."""
     module = dotted.rpartition(".")[0]
-    return _class(dotted)[0] if dotted.partition(".")[0] in _KINDS or module in sys.modules else None
+    return named_class(dotted)[0] if dotted.partition(".")[0] in _KINDS or module in sys.modules else None
 
 
 def _holds_node(value: Any) -> bool:

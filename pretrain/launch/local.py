@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
@@ -33,7 +34,8 @@ def start(count: int, words: Sequence[str]) -> int:
         for one in ranks:
             one.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    heard = _FORWARDED if threading.current_thread() is threading.main_thread() else ()  # by no other thread
+    before = {number: signal.signal(number, forward) for number in heard}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # in a Slurm job some are kept waiting, and by the ranks too
     try:
         for rank in range(count):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,8 +61,9 @@ class Stop(AtStart, AtFirstBatch, AfterStep):
         self._handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self) -> None:
-        for number in _SIGNALS:
-            self._handlers[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread hear signals
+            for number in _SIGNALS:
+                self._handlers[number] = signal.signal(number, self._note)
         if self.team.size > 1:
             self.clock.agreed(self.clock.state.seconds)  # the checkpoint's; each rank's own would be another
 

@@ -8,6 +8,9 @@ import logging
 import os
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,25 @@ from pretrain.trainer.trust import refuse_untrusted
 log = logging.getLogger(__name__)
 
 _OURS = ("config.yaml", "metrics.csv", "metrics.jsonl", "data_report.json", "checkpoints", "pictures", "incidents")
+
+
+_OPENED: ContextVar[list[RunFolder] | None] = ContextVar("opened", default=None)
+
+
+@contextmanager
+def closed_on_failure() -> Iterator[None]:
+    """Closes the folders that are opened inside if what is inside fails. A command that fails ends, and its locks with
+    it, but a notebook lives on and tries again."""
+    opened: list[RunFolder] = []
+    token = _OPENED.set(opened)
+    try:
+        yield
+    except BaseException:
+        for one in opened:
+            one.close()
+        raise
+    finally:
+        _OPENED.reset(token)
 
 
 class RunFolder:
@@ -61,6 +83,8 @@ class RunFolder:
         self._lock: int | None = None
         self._identity, self._settings, self._trusted = identity, settings, trusted
         self.checkpoint, self.run_id = self._team.first(lambda: self._opened(resume))
+        if (opened := _OPENED.get()) is not None:
+            opened.append(self)
 
     def _opened(self, resume: str) -> tuple[Path | None, str]:
         path, identity = self.path, self._identity

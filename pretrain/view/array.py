@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from pretrain.view import jpeg
-from pretrain.view.decode import is_tiff, opened
+from pretrain.view.decode import failures, is_tiff, opened
 from pretrain.view.pixels import DecodeError, Pixels, refuse_bombs, turned
 
 _PLAIN = {  # Pillow's modes whose numbers are those of the file, and the types that they hold exactly
@@ -52,6 +52,15 @@ def decode_array(data: bytes | memoryview, channels: int, dtype: DType) -> Pixel
     else:
         with opened(data) as image:
             pixels = turned(_of_pillow(image), jpeg.orientation_of(image))
+    return finished(pixels, channels, dtype)
+
+
+def finished(pixels: Pixels, channels: int, dtype: DType) -> Pixels:
+    """An array [H, W] or [H, W, C] as an image [H, W, channels] of `dtype`, which it must be already.
+
+    Raises:
+        DecodeError: it is of other numbers, or too large.
+    """
     _refuse_others(pixels.shape, pixels.dtype, channels, dtype)
     pixels = np.array(pixels, dtype, order="C").reshape(*pixels.shape[:2], channels)
     if dtype.kind == "f" and not np.isfinite(pixels).all():
@@ -136,6 +145,19 @@ def _of_jpeg(data: bytes) -> Pixels:
         raise
     except ValueError as failure:
         raise DecodeError("damaged", str(failure)) from None
+
+
+def array_of(image: Image.Image, channels: int, dtype: DType) -> Pixels:
+    """An image that Pillow has opened → [H, W, channels] of `dtype`, the right way up.
+
+    Raises:
+        DecodeError: truncated, damaged, too large, or of other numbers.
+    """
+    with failures():
+        refuse_bombs(image.height, image.width)
+        pixels = _of_pillow(image)  # which turns a TIFF
+        upright = pixels if image.format == "TIFF" else turned(pixels, jpeg.orientation_of(image))
+        return finished(upright, channels, dtype)
 
 
 def _of_pillow(image: Image.Image) -> Pixels:

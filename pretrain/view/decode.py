@@ -63,8 +63,25 @@ def is_tiff(data: bytes) -> bool:
 
 def _decode_by_pillow(data: bytes) -> Pixels:
     with opened(data) as image:
-        colors = np.array(_to_rgb(image))  # Pillow turns a TIFF itself, when its pixels are asked for
-        return colors if image.format == "TIFF" else turned(colors, jpeg.orientation_of(image))
+        return _colors(image)
+
+
+def colors_of(image: Image.Image) -> Pixels:
+    """An image that Pillow has opened → [H, W, 3] uint8 RGB, as `decode` makes them of its file.
+
+    Of a JPEG, Pillow's decoder may round some colours otherwise than `decode` does.
+
+    Raises:
+        DecodeError: its file is truncated, damaged or too large.
+    """
+    with failures():
+        refuse_bombs(image.height, image.width)
+        return _colors(image)
+
+
+def _colors(image: Image.Image) -> Pixels:
+    colors = np.array(_to_rgb(image))  # Pillow turns a TIFF itself, when its pixels are asked for
+    return colors if image.format == "TIFF" else turned(colors, jpeg.orientation_of(image))
 
 
 @contextmanager
@@ -72,10 +89,16 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     """A file as Pillow sees it, if it is not too large. What Pillow raises inside is a DecodeError, too."""
     if not data:
         raise DecodeError("empty", "it has no bytes")
+    with failures(data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        refuse_bombs(image.height, image.width)
+        yield image
+
+
+@contextmanager
+def failures(data: bytes = b"") -> Iterator[None]:
+    """What Pillow raises inside, of a file with these bytes, is a DecodeError."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            refuse_bombs(image.height, image.width)
-            yield image
+        yield
     except DecodeError:
         raise
     except UnidentifiedImageError:
@@ -84,7 +107,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         raise DecodeError("too_large", str(failure)) from None
     except jpeg.DAMAGES as failure:
         reason = str(failure) or type(failure).__name__
-        truncated = "truncated" in reason.lower() or _ends_early(data)
+        truncated = "truncated" in reason.lower() or (bool(data) and _ends_early(data))
         raise DecodeError("truncated" if truncated else "damaged", reason) from None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pretrain
 from pretrain.frozen import load
 from pretrain.interop.official import load as load_official
 from pretrain.records import UserError
@@ -41,6 +42,8 @@ def test_a_planted_checkpoint_is_refused_everywhere(job: Job, content: Callable[
     plant(newest(job), content(marker))
     with pytest.raises(UserError, match="holds more than tensors and plain data"):
         job.run("max_steps=4")
+    with pytest.raises(UserError, match="holds more than tensors and plain data"):
+        pretrain.load(job.out)
     shards = f"{job.shards}/s-*.tar"
     probe = [f"checkpoint={job.out}", f"train={shards}", f"val={shards}", f"index_dir={job.tmp / 'i'}"]
     for name, *words in (
@@ -127,8 +130,9 @@ def test_a_planted_export_is_not_probed(job: Job) -> None:
     result = run_script("knn", *words, f"index_dir={job.tmp / 'i'}")
     assert result.returncode == 1
     assert "could run when it is read" in result.stderr
-    with pytest.raises(UserError, match="could run when it is read"):
-        load_official(file)
+    for read in (load_official, pretrain.load):
+        with pytest.raises(UserError, match="could run when it is read"):
+            read(file if read is load_official else out)
     assert not marker.exists()
 
 
@@ -156,6 +160,10 @@ def test_what_everybody_may_write_to_is_not_gone_on_from(job: Job, caplog: pytes
     refused = run_script("knn", *probe)
     assert "trust_checkpoint=true" in refused.stderr
     assert run_script("knn", *probe, "trust_checkpoint=true").returncode == 0
+    with pytest.raises(UserError, match="everybody may write to"):
+        pretrain.load(job.out)
+    assert pretrain.load(job.out, trust_checkpoint=True).step == 2
+    assert pretrain.load(job.out, "random").step == 0
     assert run_script("knn", *probe, "features=random").returncode == 0  # reads no checkpoint
     caplog.clear()
     run = job.run("max_steps=2", "stop_after_steps=3", "trust_checkpoint=true")

@@ -11,12 +11,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+import pretrain
 from pretrain.config.check import check_nodes, mistakes
 from pretrain.config.hydra_settings import flag_mistakes
 from pretrain.frozen import load
 from pretrain.records import UserError
 from tests.job import Job
-from tests.program import pretrain
+from tests.program import pretrain as command
 from tests.scripts import run_script
 
 FUNCTIONS = [
@@ -162,7 +163,7 @@ def test_an_experiment_of_a_stranger_runs_nothing(job: Job) -> None:
         word for word in job.overrides() if not word.startswith(("+experiment", "encoder", "objective", "trainer"))
     ]
     for extra in ([], ["-p", "x"], ["--resolve"], [f"--config-dir={folder}"], ["--multirun"]):
-        result = pretrain(f"hydra.searchpath=[file://{folder}]", "+experiment=evil", *words, *extra, cwd=job.tmp)
+        result = command(f"hydra.searchpath=[file://{folder}]", "+experiment=evil", *words, *extra, cwd=job.tmp)
         assert result.returncode == 1, extra
         assert "Traceback" not in result.stderr
         assert not job.out.exists()
@@ -184,8 +185,9 @@ def test_a_strangers_run_is_not_built(job: Job, target: str) -> None:
         OmegaConf.update(cfg, place, {"_target_": target, "filename": str(marker), "args": ["touch", str(marker)]})
         cfg.allow_targets = [target.partition(".")[0]]
         path.write_text(OmegaConf.to_yaml(cfg))
-        with pytest.raises(UserError):
-            load(job.out)
+        for read in (load, pretrain.load):
+            with pytest.raises(UserError):
+                read(job.out)
         result = run_script("export", f"checkpoint={job.out}", "format=official", f"out={job.tmp / 'x'}")
         assert result.returncode == 1
         assert "Traceback" not in result.stderr, result.stderr
@@ -193,8 +195,24 @@ def test_a_strangers_run_is_not_built(job: Job, target: str) -> None:
     (job.tmp / "e").mkdir()
     planted = card | {"encoder": {"_target_": target, "filename": str(marker)}, "allow_targets": ["subprocess"]}
     (job.tmp / "e" / "pretrain.json").write_text(json.dumps(planted))
-    with pytest.raises(UserError):
-        load(job.tmp / "e")
+    for read in (load, pretrain.load):
+        with pytest.raises(UserError):
+            read(job.tmp / "e")
+    assert not marker.exists()
+
+
+def test_a_run_is_built_of_what_was_checked(job: Job) -> None:
+    """Its file may not lead from a node that is checked to another one, nor hide one in YAML's own tags."""
+    job.run("max_steps=1")
+    marker, path = job.tmp / "marker", job.out / "config.yaml"
+    original = path.read_text()
+    hidden = f"hidden:\n  _target_: os.system\n  command: touch {marker}\n"
+    python = f"!!python/object/apply:os.system ['touch {marker}']"
+    for planted in ("encoder: ${hidden}\nwas:", f"encoder: {python}\nwas:", f"x: {python}\nencoder:"):
+        path.write_text(hidden + original.replace("encoder:", planted, 1))
+        for read in (load, pretrain.load):
+            with pytest.raises(UserError, match=r"encoder._target_ is missing|cannot be read"):
+                read(job.out)
     assert not marker.exists()
 
 
@@ -206,5 +224,9 @@ def test_ones_own_classes_are_allowed_by_word(job: Job, monkeypatch: pytest.Monk
     job.run(*words, "allow_targets=[mine_of_test]")
     with pytest.raises(UserError, match="add its package to allow_targets"):
         load(job.out)
+    with pytest.raises(UserError, match="add its package to allow_targets"):
+        pretrain.load(job.out)
     assert type(load(job.out, allow_targets=["mine_of_test"]).encoder).__name__ == "Mine"
+    for word in ("mine_of_test", ["mine_of_test"]):
+        assert type(pretrain.load(job.out, allow_targets=word).module).__name__ == "Mine"
     logging.getLogger().info("built")
