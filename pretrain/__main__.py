@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from pretrain.cli import training
+from pretrain.cli import words
 from pretrain.config.arguments import quote
 from pretrain.launch import leave, slurm
 
@@ -25,11 +25,11 @@ def main() -> None:
     """Refuses a wrong command with all its mistakes at once; else lets Hydra compose it and runs it."""
     signal.signal(signal.SIGINT, leave.interrupted)  # until training, which has its own way to stop
     slurm.hold()
-    if training.asks_for_help(sys.argv[1:]):
-        print(training.usage(__doc__ or ""))
+    if words.asks_for_help(sys.argv[1:]):
+        print(words.usage(__doc__ or ""))
         sys.exit(0 if sys.argv[1:] else 2)
     sys.argv[1:] = quote(sys.argv[1:])
-    if mistakes := training.mistakes(sys.argv[1:]):
+    if mistakes := words.mistakes(sys.argv[1:]):
         leave.refuse("\n".join(mistakes))
     import hydra
 
@@ -50,12 +50,12 @@ def run(cfg: DictConfig) -> None:
     from pretrain.launch import local
 
     outcome.quieten()
-    training.place_in_sweep(cfg)
+    words.place_in_sweep(cfg)
     count = build.ranks_to_start(cfg)
     if count == 1:
         local.die_with_parent()
         outcome.carry_out(cfg)
-    elif code := local.start(count, training.words_of_rank(cfg)):
+    elif code := local.start(count, words.words_of_rank(cfg)):
         sys.exit(code)
 
 

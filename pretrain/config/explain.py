@@ -20,7 +20,7 @@ from pretrain.config.comments import first_sentence, read
 from pretrain.config.declared import declared
 from pretrain.config.layout import facts, listing, paragraph, shown
 from pretrain.config.meaning import HYDRAS, Sources, elsewhere, groups, options, recipes
-from pretrain.config.overrides import composed, folder, understood
+from pretrain.config.overrides import composed, folder, hydra_of, understood
 from pretrain.config.problem import UserError
 from pretrain.config.signature import describe
 from pretrain.config.suggest import suggest
@@ -67,11 +67,11 @@ def configuration(words: Sequence[str]) -> Configuration:
     accepted, lines = understood(words)
     if lines:
         raise UserError("\n".join(lines))
-    cfg = composed(accepted, whole=True)
-    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items() if "/" not in str(group)}
-    homes = [str(place).removeprefix("file://") for place in cfg.hydra.searchpath if str(place).startswith("file://")]
+    cfg, own = composed(accepted), hydra_of(accepted)
+    chosen = own["runtime"]["choices"]
+    choices = {str(group): str(option) for group, option in chosen.items() if "/" not in str(group)}
+    homes = [str(place).removeprefix("file://") for place in own["searchpath"] if str(place).startswith("file://")]
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    raw.pop("hydra")
     try:
         values: Any = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
     except OmegaConfBaseException as failure:
