@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pretrain.config import secret
+from pretrain.config.arguments import word
 from pretrain.config.problem import UserError
 
 
 @dataclass(frozen=True)
 class Arguments:
-    key: str = field(metadata={"help": "The dotted name of a key or a group, for example encoder.drop_path."})
+    key: str = word("the dotted name of a key or of a group of keys", example="encoder.drop_path")
 
 
 def main(arguments: Arguments, overrides: Sequence[str]) -> None:
@@ -33,12 +34,12 @@ def run(words: Sequence[str]) -> None:
     """The command with its words: keys, and overrides in any order."""
     from pretrain.config.arguments import quote
 
-    keys = [word.removeprefix("key=") for word in words if word.startswith("key=") or _is_key(word)]
-    asked = any(word in ("-h", "--help") for word in words)
+    keys = [one.removeprefix("key=") for one in words if one.startswith("key=") or _is_key(one)]
+    asked = any(one in ("-h", "--help") for one in words)
     if asked or not keys:
         print(usage())
         sys.exit(0 if asked else 2)
-    overrides = quote([word for word in words if not word.startswith("key=") and not _is_key(word)])
+    overrides = quote([one for one in words if not one.startswith("key=") and not _is_key(one)])
     try:
         for number, key in enumerate(keys):
             if number:
@@ -52,12 +53,13 @@ def usage() -> str:
     """What the command does, and the groups whose keys it explains."""
     from pretrain.config.comments import read
     from pretrain.config.layout import listing
-    from pretrain.config.meaning import groups
-    from pretrain.config.overrides import folder
+    from pretrain.config.usage import usage_of
+    from pretrain.files import shipped
 
-    remarks = read(folder() / "pretrain.yaml").remarks | {"experiment": "the recipes"}
-    rows = [(name, "", remarks.get(name, "")) for name in groups()]
-    return f"{(__doc__ or '').strip()}\n\nGroups:\n{listing(rows)}"
+    conf = shipped("conf")
+    remarks = read(conf / "pretrain.yaml").remarks | {"experiment": "the recipes"}
+    rows = [(path.name, "", remarks.get(path.name, "")) for path in sorted(conf.iterdir()) if path.is_dir()]
+    return f"{usage_of(Arguments, __doc__ or '')}\n\nGroups:\n{listing(rows)}"
 
 
 def _is_key(word: str) -> bool:

@@ -33,7 +33,7 @@ def read(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is no mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
+        content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as failure:
         raise UserError(f"`{path}` cannot be read: {str(failure).splitlines()[0]}; a run wrote it as yaml") from None
     if not isinstance(content, dict):
