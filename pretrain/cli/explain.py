@@ -1,4 +1,4 @@
-"""Says what a configuration key means, its value and default, its type, who reads it, and what recipes make of it.
+"""Says what a configuration key means, its default, its type and who reads it.
 
     pretrain explain encoder.drop_path
     pretrain explain encoder.drop_path +experiment=dino_vits16
@@ -21,7 +21,7 @@ from pretrain.config.problem import UserError
 
 @dataclass(frozen=True)
 class Arguments:
-    key: str = word("the dotted name of a key or of a group of keys", example="encoder.drop_path")
+    key: str = word("The dotted name of a key or of a group of keys.", example="encoder.drop_path")
 
 
 def main(arguments: Arguments, overrides: Sequence[str]) -> None:
@@ -51,15 +51,11 @@ def run(words: Sequence[str]) -> None:
 
 def usage() -> str:
     """What the command does, and the groups whose keys it explains."""
-    from pretrain.config.comments import read
-    from pretrain.config.layout import listing
     from pretrain.config.usage import usage_of
     from pretrain.files import shipped
 
-    conf = shipped("conf")
-    remarks = read(conf / "pretrain.yaml").remarks | {"experiment": "the recipes"}
-    rows = [(path.name, "", remarks.get(path.name, "")) for path in sorted(conf.iterdir()) if path.is_dir()]
-    return f"{usage_of(Arguments, __doc__ or '')}\n\nGroups:\n{listing(rows)}"
+    groups = ", ".join(path.name for path in sorted(shipped("conf").iterdir()) if path.is_dir())
+    return f"{usage_of(Arguments, __doc__ or '')}\n\nGroups: {groups}"
 
 
 def _is_key(word: str) -> bool:
