@@ -4,8 +4,8 @@
     pretrain explain encoder.drop_path +experiment=dino_vits16
     pretrain explain objective
 
-A word without `=` is a key or a group; `experiment` lists the recipes. All other words are overrides, as
-`python -m pretrain` takes them: the value is the one that they give.
+A word without `=` is a key or a group; `experiment` lists the recipes. All other words are
+overrides, as `python -m pretrain` takes them: the value is the one that they give.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def usage() -> str:
     from pretrain.files import shipped
 
     groups = ", ".join(path.name for path in sorted(shipped("conf").iterdir()) if path.is_dir())
-    return f"{usage_of(Arguments, __doc__ or '')}\n\nGroups: {groups}"
+    return f"{usage_of(Arguments, __doc__ or '')}\n\nGroups:\n  {groups}"
 
 
 def _is_key(word: str) -> bool:
