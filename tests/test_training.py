@@ -96,7 +96,7 @@ def test_all_mistakes_are_said_at_once(job: Job) -> None:
 
 def ask(monkeypatch: pytest.MonkeyPatch, at_step: int, *numbers: signal.Signals) -> None:
     """Signals that come while a step is done."""
-    real: Callable[..., None] = Stop.on_train_batch_end
+    real: Callable[..., None] = Stop.after_step
 
     def asked(self: Stop, *rest: Any) -> None:
         if self.clock.state.step == at_step:
@@ -104,7 +104,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, at_step: int, *numbers: signal.Signals)
                 os.kill(os.getpid(), number)
         real(self, *rest)
 
-    monkeypatch.setattr(Stop, "on_train_batch_end", asked)
+    monkeypatch.setattr(Stop, "after_step", asked)
 
 
 @pytest.mark.parametrize("number", NUMBERS)

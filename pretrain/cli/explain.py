@@ -51,11 +51,15 @@ def run(words: Sequence[str]) -> None:
 
 def usage() -> str:
     """What the command does, and the groups whose keys it explains."""
+    from pretrain.config.comments import read
+    from pretrain.config.layout import listing
     from pretrain.config.usage import usage_of
     from pretrain.files import shipped
 
-    groups = ", ".join(path.name for path in sorted(shipped("conf").iterdir()) if path.is_dir())
-    return f"{usage_of(Arguments, __doc__ or '')}\n\nGroups:\n  {groups}"
+    conf = shipped("conf")
+    remarks = read(conf / "pretrain.yaml").remarks | {"experiment": "the recipes"}
+    rows = [(path.name, "", remarks.get(path.name, "")) for path in sorted(conf.iterdir()) if path.is_dir()]
+    return f"{usage_of(Arguments, __doc__ or '')}\n\nGroups:\n{listing(rows)}"
 
 
 def _is_key(word: str) -> bool:

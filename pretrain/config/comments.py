@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+
+from pretrain.config import saved
 
 _BESIDE = re.compile(r"\s*:?\s*#\s*(.*)")
 _OVERRIDE = re.compile(r"(?:override\s+)?/?([\w/]+)(?:@.*)?")
@@ -44,7 +45,7 @@ class Commented:
 @lru_cache(maxsize=256)
 def read(path: Path) -> Commented:
     text = path.read_text(encoding="utf-8")
-    plain: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    plain = saved.read(path)
     found = dict(_comments(yaml.compose(text), text.splitlines(), ""))
     defaults = plain.pop("defaults", [])
     bases = tuple(one for one in defaults if isinstance(one, str) and one != "_self_")
