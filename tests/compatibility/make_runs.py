@@ -120,7 +120,7 @@ class Version:
         self._python(folder, "-m", "pretrain", *self.translate(words))
 
     def script(self, folder: Path, name: str, *words: str) -> None:
-        self._python(folder, str(self.checkout / "scripts" / f"{name}.py"), *words)
+        self._python(folder, str(self.checkout / "scripts" / f"{name}.py"), *self.translate(words))
 
     def features(self, folder: Path, export: str) -> list[list[float]]:
         """The first features of the first validation samples."""

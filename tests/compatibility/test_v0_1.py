@@ -25,7 +25,7 @@ from tests.scripts import run_script
 MADE = Path(__file__).parent / "v0_1"
 WORDS: dict[str, list[str]] = json.loads((MADE / "words.json").read_text())
 EXPECTED: dict[str, dict[str, Any]] = json.loads((MADE / "expected.json").read_text())
-PROBES = {"knn": ["k=5"], "linear_probe": ["solver=logreg"]}
+PROBES = {"knn": ["k=5"], "linear_probe": renamed(["protocol=closed"])}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 Names = Sequence[tuple[str, str]]  # (what a word began with, what it begins with now)
 
 RENAMED: Names = [
+    ("protocol=closed", "solver=logreg"),
     ("batch_size_per_device=", "max_micro_batch_size="),
     ("nodes=", "num_nodes="),
     ("callback.", "callbacks."),
