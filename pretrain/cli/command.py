@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 from pretrain.config.arguments import script
@@ -17,10 +16,6 @@ from pretrain.config.usage import usage_of
 
 def module(name: str) -> ModuleType:
     return import_module(f"pretrain.cli.{name}")
-
-
-def is_there(name: str) -> bool:
-    return (Path(__file__).parent / f"{name}.py").is_file()
 
 
 def start(name: str, words: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 
 from pretrain import __version__
-from pretrain.cli.command import asks_for_help, is_there, start, summary
+from pretrain.cli.command import asks_for_help, start, summary
 from pretrain.config.suggest import suggest
 from pretrain.config.usage import table
 
@@ -31,7 +31,6 @@ COMMANDS = {
     "scaling": "scaling",
     "slurm": "slurm",
 }
-COMMANDS = {name: module for name, module in COMMANDS.items() if is_there(module)}
 
 
 def main() -> None:
