@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.job import SMALL
+from pretrain.launch import collector
+from tests.job import SMALL, Job
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 HEAVY = ["lightning", "scipy", "sklearn", "matplotlib", "wandb", "transformers", "torchmetrics", "pandas"]
 COMPILER = ["torch._dynamo", "torch._inductor"]
 SHARDED = ["torch.distributed.tensor", "torch.distributed.fsdp"]
+
+
+COMMAND = "from pretrain.cli.main import main\nmain()"
 
 
 def imported(program: str, *words: str, cwd: Path) -> set[str]:
@@ -28,10 +32,6 @@ def imported(program: str, *words: str, cwd: Path) -> set[str]:
     return set(json.loads(result.stdout.splitlines()[-1]))
 
 
-def run(path: str) -> str:
-    return f"import runpy\nrunpy.run_path({path!r}, run_name='__main__')"
-
-
 def test_showing_a_configuration_imports_no_torch(tmp_path: Path) -> None:
     shows = "import runpy\nrunpy.run_module('pretrain', run_name='__main__', alter_sys=True)"
     modules = imported(shows, "+experiment=mae_vitl", "--cfg", "job", cwd=tmp_path)
@@ -41,7 +41,7 @@ def test_showing_a_configuration_imports_no_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("experiment", ["mae_vitl", "dino_vits16", "mae_hiera_base"])
 def test_a_plan_imports_neither_lightning_nor_the_compiler(experiment: str, tmp_path: Path) -> None:
-    modules = imported(run(str(SCRIPTS / "plan.py")), f"+experiment={experiment}", cwd=tmp_path)
+    modules = imported(COMMAND, "plan", f"+experiment={experiment}", cwd=tmp_path)
     assert "torch" in modules
     assert not modules & {*HEAVY, *COMPILER, *SHARDED}
 
@@ -65,3 +65,31 @@ def test_lightning_is_imported_where_a_configuration_names_a_class_of_it(tmp_pat
     name = "lightning.pytorch.callbacks.Timer"
     words = [f"+callbacks.mine._target_={name}", "+callbacks.mine._partial_=true"]
     assert "lightning" in imported(CHECK, *SMALL, "data.train=x.tar", *words, cwd=tmp_path)
+
+
+STARTS = """
+import runpy
+import pretrain.launch.local as local
+local.start = lambda count, words: 0 if count == 2 else 1
+runpy.run_module("pretrain", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_who_only_starts_ranks_imports_no_lightning(job: Job) -> None:
+    modules = imported(STARTS, *job.overrides("trainer=ddp", "accelerator=cpu", "devices=2"), cwd=job.tmp)
+    assert not modules & {*HEAVY, *COMPILER, *SHARDED}
+
+
+def test_the_collector_rests_until_all_is_imported() -> None:
+    assert gc.isenabled()
+    collector.rest()
+    assert not gc.isenabled()
+    collector.wake()
+    assert gc.isenabled()
+    frozen = gc.get_freeze_count()
+    try:
+        kept = [[number] for number in range(1000)]  # of a run of a sweep
+        collector.wake()
+        assert (gc.get_freeze_count(), len(kept)) == (frozen, 1000)
+    finally:
+        gc.unfreeze()
