@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.config.problem import UserError
 from pretrain.launch import collector
 from tests.job import SMALL, Job
+from tests.scripts import loaded
 
 HEAVY = ["lightning", "scipy", "sklearn", "matplotlib", "wandb", "transformers", "torchmetrics", "pandas"]
 COMPILER = ["torch._dynamo", "torch._inductor"]
@@ -93,3 +95,19 @@ def test_the_collector_rests_until_all_is_imported() -> None:
         assert (gc.get_freeze_count(), len(kept)) == (frozen, 1000)
     finally:
         gc.unfreeze()
+
+
+def test_the_benchmark_compares_round_by_round() -> None:
+    bench = loaded("bench_start")
+    taken, compared = bench["Taken"], bench["compared"]
+    rounds = {"now": [taken(1.0, 2.0), taken(4.0, 4.0)], "before": [taken(2.0, 2.0), taken(4.0, 8.0)]}
+    ratio = compared(rounds)["ratio"]
+    assert ratio["cpu"] == {"median": 0.75, "least": 0.5, "most": 1.0}
+    assert ratio["wall"] == {"median": 0.75, "least": 0.5, "most": 1.0}
+
+
+def test_the_benchmark_waits_for_a_command_and_says_what_failed(tmp_path: Path) -> None:
+    bench = loaded("bench_start")
+    assert bench["run"](tmp_path, ["-c", "sum(range(3_000_000))"]).cpu > 0
+    with pytest.raises(UserError, match=r"ended with 3:\nno luck"):
+        bench["run"](tmp_path, ["-c", "import sys; print('no luck', flush=True); sys.exit(3)"])
