@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pretrain.cli import words
 from pretrain.config.arguments import quote
-from pretrain.launch import leave, slurm
+from pretrain.launch import collector, leave, slurm
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,6 +25,7 @@ def main() -> None:
     """Refuses a wrong command with all its mistakes at once; else lets Hydra compose it and runs it."""
     signal.signal(signal.SIGINT, leave.interrupted)  # until training, which has its own way to stop
     slurm.hold()
+    collector.rest()  # until all is imported
     if words.asks_for_help(sys.argv[1:]):
         print(words.usage(__doc__ or ""))
         sys.exit(0 if sys.argv[1:] else 2)
@@ -45,14 +46,16 @@ def main() -> None:
 
 def run(cfg: DictConfig) -> None:
     """One run of a composed configuration: on this process, or on several that it starts and waits for."""
-    from pretrain import build
-    from pretrain.cli import outcome
+    from pretrain.assemble import ranks_to_start
+    from pretrain.config import secret
     from pretrain.launch import local
 
-    outcome.quieten()
+    secret.guard_log()
     words.place_in_sweep(cfg)
-    count = build.ranks_to_start(cfg)
+    count = ranks_to_start(cfg)
     if count == 1:
+        from pretrain.cli import outcome  # and with it Lightning, which who only starts ranks does without
+
         local.die_with_parent()
         outcome.carry_out(cfg)
     elif code := local.start(count, words.words_of_rank(cfg)):

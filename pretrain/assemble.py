@@ -55,3 +55,9 @@ def materialise(objective: Objective, seed: int, device: torch.device | str = "c
     objective.to_empty(device=device)
     objective.init_weights(seed)
     return objective
+
+
+def ranks_to_start(cfg: Mapping[str, Any]) -> int:
+    """How many processes this one has to start in its place: 1 is itself."""
+    count: int = instantiate(cfg["trainer"]).to_start
+    return count

@@ -43,12 +43,6 @@ _LENGTH = ("epochs", "warmup_epochs", "max_steps", "max_minutes")
 _SETTINGS = ("base_lr", *_LENGTH, "clip_grad_norm", "clip_grad_by", "optim", "schedule")
 
 
-def ranks_to_start(cfg: DictConfig) -> int:
-    """How many processes this one has to start in its place: 1 is itself."""
-    hardware: Hardware = instantiate(cfg.trainer)
-    return hardware.to_start
-
-
 def run_of(cfg: DictConfig) -> Run:
     """Everything that a run needs, from a configuration that `config.check` found nothing wrong with.
 

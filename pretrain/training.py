@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from pretrain import build
+from pretrain.assemble import ranks_to_start
 from pretrain.callbacks.journal import read_rows
 from pretrain.cli.outcome import ALARM
 from pretrain.config import secret
@@ -83,7 +84,7 @@ def train(experiment: str | None, overrides: Sequence[str] = ()) -> Trained:
         for kept in (_hydra, _signals, _warnings, _lines):
             process.enter_context(kept())
         cfg = _configuration(words)
-        count = build.ranks_to_start(cfg)
+        count = ranks_to_start(cfg)
         finished, reason = _in_ranks(count, words) if count > 1 else _here(cfg)
     folder = Path(cfg.output_dir).absolute()
     newest, rows = checkpoint.newest(folder / "checkpoints"), read_rows(folder / "metrics.jsonl")

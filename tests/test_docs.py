@@ -262,6 +262,9 @@ def test_commands_run_as_written(page: Path, folder: Path) -> None:
             few = [word for word in words[2:] if not word.startswith("rounds=")]
             assert run_script("bench_save", *few, *small(few), "rounds=1").returncode == 0
             assert json.loads(Path("save.json").read_text())["times_shorter"]["median"] > 0
+        elif words[:2] == ["python", "scripts/bench_start.py"]:  # without a checkout to compare with, and a run
+            assert run_script("bench_start", "rounds=1", words[-1]).returncode == 0
+            assert json.loads(Path("start.json").read_text())["commands"]["plan"]["now"]["cpu"]["median"] > 0
         elif words[:2] == ["python", "scripts/flops.py"]:
             count(words[2:])
         elif words[:2] == ["python", "scripts/bench_data.py"]:

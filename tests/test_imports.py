@@ -52,9 +52,17 @@ ALLOWED = {
     | {"trainer.checkpoint", "trainer.trust", "view"},
     "replay": {"data", "frozen", "objective.objective", "optim", "trainer.incident", "trainer.trust", "view"},
     "pretrained": {"encoder.encoder", "frozen", "probe.features", "view"},
-    "training": {"build", "callbacks.journal", "cli.outcome", "config", "data.stream.loader", "launch.local"}
+    "training": {
+        "assemble",
+        "build",
+        "callbacks.journal",
+        "cli.outcome",
+        "config",
+        "data.stream.loader",
+        "launch.local",
+    }
     | {"trainer.checkpoint", "trainer.run_folder"},
-    "__main__": {"build", "cli", "config", "launch"},
+    "__main__": {"assemble", "build", "cli", "config", "launch"},
 }
 
 # Named by a `_target_` in a yaml and imported by nobody: a new one is one py, one yaml, one test.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -9,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.job import SMALL
+from pretrain.config.problem import UserError
+from pretrain.launch import collector
+from tests.job import SMALL, Job
+from tests.scripts import loaded
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 HEAVY = ["lightning", "scipy", "sklearn", "matplotlib", "wandb", "transformers", "torchmetrics", "pandas"]
 COMPILER = ["torch._dynamo", "torch._inductor"]
 SHARDED = ["torch.distributed.tensor", "torch.distributed.fsdp"]
+
+
+COMMAND = "from pretrain.cli.main import main\nmain()"
 
 
 def imported(program: str, *words: str, cwd: Path) -> set[str]:
@@ -28,10 +34,6 @@ def imported(program: str, *words: str, cwd: Path) -> set[str]:
     return set(json.loads(result.stdout.splitlines()[-1]))
 
 
-def run(path: str) -> str:
-    return f"import runpy\nrunpy.run_path({path!r}, run_name='__main__')"
-
-
 def test_showing_a_configuration_imports_no_torch(tmp_path: Path) -> None:
     shows = "import runpy\nrunpy.run_module('pretrain', run_name='__main__', alter_sys=True)"
     modules = imported(shows, "+experiment=mae_vitl", "--cfg", "job", cwd=tmp_path)
@@ -41,7 +43,7 @@ def test_showing_a_configuration_imports_no_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("experiment", ["mae_vitl", "dino_vits16", "mae_hiera_base"])
 def test_a_plan_imports_neither_lightning_nor_the_compiler(experiment: str, tmp_path: Path) -> None:
-    modules = imported(run(str(SCRIPTS / "plan.py")), f"+experiment={experiment}", cwd=tmp_path)
+    modules = imported(COMMAND, "plan", f"+experiment={experiment}", cwd=tmp_path)
     assert "torch" in modules
     assert not modules & {*HEAVY, *COMPILER, *SHARDED}
 
@@ -65,3 +67,47 @@ def test_lightning_is_imported_where_a_configuration_names_a_class_of_it(tmp_pat
     name = "lightning.pytorch.callbacks.Timer"
     words = [f"+callbacks.mine._target_={name}", "+callbacks.mine._partial_=true"]
     assert "lightning" in imported(CHECK, *SMALL, "data.train=x.tar", *words, cwd=tmp_path)
+
+
+STARTS = """
+import runpy
+import pretrain.launch.local as local
+local.start = lambda count, words: 0 if count == 2 else 1
+runpy.run_module("pretrain", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_who_only_starts_ranks_imports_no_lightning(job: Job) -> None:
+    modules = imported(STARTS, *job.overrides("trainer=ddp", "accelerator=cpu", "devices=2"), cwd=job.tmp)
+    assert not modules & {*HEAVY, *COMPILER, *SHARDED}
+
+
+def test_the_collector_rests_until_all_is_imported() -> None:
+    assert gc.isenabled()
+    collector.rest()
+    assert not gc.isenabled()
+    collector.wake()
+    assert gc.isenabled()
+    frozen = gc.get_freeze_count()
+    try:
+        kept = [[number] for number in range(1000)]  # of a run of a sweep
+        collector.wake()
+        assert (gc.get_freeze_count(), len(kept)) == (frozen, 1000)
+    finally:
+        gc.unfreeze()
+
+
+def test_the_benchmark_compares_round_by_round() -> None:
+    bench = loaded("bench_start")
+    taken, compared = bench["Taken"], bench["compared"]
+    rounds = {"now": [taken(1.0, 2.0), taken(4.0, 4.0)], "before": [taken(2.0, 2.0), taken(4.0, 8.0)]}
+    ratio = compared(rounds)["ratio"]
+    assert ratio["cpu"] == {"median": 0.75, "least": 0.5, "most": 1.0}
+    assert ratio["wall"] == {"median": 0.75, "least": 0.5, "most": 1.0}
+
+
+def test_the_benchmark_waits_for_a_command_and_says_what_failed(tmp_path: Path) -> None:
+    bench = loaded("bench_start")
+    assert bench["run"](tmp_path, ["-c", "sum(range(3_000_000))"]).cpu > 0
+    with pytest.raises(UserError, match=r"ended with 3:\nno luck"):
+        bench["run"](tmp_path, ["-c", "import sys; print('no luck', flush=True); sys.exit(3)"])

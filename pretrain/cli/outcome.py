@@ -12,9 +12,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pretrain import build
-from pretrain.config import secret
 from pretrain.data.stream.loader import death_of_reader
-from pretrain.launch import leave, slurm
+from pretrain.launch import collector, leave, slurm
 from pretrain.launch.world import World
 from pretrain.records import UserError
 from pretrain.trainer.lifecycle import UnsavedError
@@ -23,16 +22,10 @@ from pretrain.trainer.team import ToldError, lost_peers
 ALARM = 3  # the exit code where a collapse ended the run
 
 
-def quieten() -> None:
-    """Keeps secrets out of the log, and Lightning from speaking of itself: what we say stands in our own lines."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    secret.guard_log()
-    warnings.filterwarnings("ignore", module=r"lightning\.")
-
-
 def carry_out(cfg: DictConfig) -> None:
     """One run on this rank. It returns where the run has come to its end, and raises SystemExit otherwise."""
+    collector.wake()
+    _quieten()
     rank = World.of(os.environ).rank
     leave.speak_as(rank)
     job = slurm.Job(os.environ, rank, Path(cfg.output_dir))
@@ -67,3 +60,10 @@ def carry_out(cfg: DictConfig) -> None:
         sys.exit(job.leave(run.stop.signal))
     if run.state.alarm:
         sys.exit(ALARM)
+
+
+def _quieten() -> None:
+    """Keeps Lightning from speaking of itself: what we say stands in our own lines."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pretrain.config.arguments import word
 from pretrain.config.problem import UserError
+from pretrain.launch import collector
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Arguments:
     )
 
 
+@collector.resting()
 def main(arguments: Arguments, overrides: list[str]) -> None:
     from pretrain.assemble import objective_of
     from pretrain.config.check import composed_without_data

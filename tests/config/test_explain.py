@@ -14,7 +14,7 @@ from pretrain.config.comments import read
 from pretrain.config.declared import declared
 from pretrain.config.explain import Configuration, configuration, explained, meaning, type_of
 from pretrain.config.meaning import HYDRAS, Sources, groups, options
-from pretrain.config.mentions import modules
+from pretrain.config.mentions import followers, modules
 from pretrain.config.overrides import folder
 from pretrain.config.problem import UserError
 from pretrain.config.signature import describe, hints_of, locate
@@ -79,9 +79,8 @@ def test_every_value_has_a_type(word: str) -> None:
 
 def test_every_setting_has_a_reader() -> None:
     one = shared("")
-    followed = {value for value in one.raw.values() if isinstance(value, str)}
     settings = [key for key, value in one.raw.items() if "." not in key and not isinstance(value, dict)]
-    assert [key for key in settings if not modules(key) and f"${{{key}}}" not in followed] == []
+    assert [key for key in settings if not modules(key) and not followers(key, one.raw)] == []
 
 
 def test_no_class_is_explained_twice() -> None:
