@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+@collector.resting()  # until a run wakes it, when all is imported
 def main() -> None:
     """Refuses a wrong command with all its mistakes at once; else lets Hydra compose it and runs it."""
     signal.signal(signal.SIGINT, leave.interrupted)  # until training, which has its own way to stop
     slurm.hold()
-    collector.rest()  # until all is imported
     if words.asks_for_help(sys.argv[1:]):
         print(words.usage(__doc__ or ""))
         sys.exit(0 if sys.argv[1:] else 2)

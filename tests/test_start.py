@@ -84,9 +84,12 @@ def test_who_only_starts_ranks_imports_no_lightning(job: Job) -> None:
 
 def test_the_collector_rests_until_all_is_imported() -> None:
     assert gc.isenabled()
-    collector.rest()
-    assert not gc.isenabled()
-    collector.wake()
+    with collector.resting():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with collector.resting():
+        collector.wake()
+        assert gc.isenabled()
     assert gc.isenabled()
     frozen = gc.get_freeze_count()
     try:

@@ -8,11 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def rest() -> None:
-    """Nothing is collected until `wake`."""
-    gc.disable()
-
-
 def wake() -> None:
     """Collects again, but for what is there by now: modules and classes, which stay. Later calls do nothing."""
     if not gc.isenabled():
@@ -22,7 +17,7 @@ def wake() -> None:
 
 @contextmanager
 def resting() -> Iterator[None]:
-    """Nothing is collected inside; around a short command, which need not collect at all."""
+    """Nothing is collected inside before `wake`, which a short command need not call at all."""
     before = gc.isenabled()
     gc.disable()
     try:
