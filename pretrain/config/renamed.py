@@ -74,6 +74,8 @@ def current(plain: Any, of: str = "") -> Any:
     """
     if isinstance(plain, dict):
         named = {str(name): f"{of}.{name}" if of else str(name) for name in plain}
+        if not str(plain.get("_target_", "pretrain.")).startswith("pretrain."):  # another's class has names of its own
+            return {name: current(plain[name], full) for name, full in named.items()}
         return {key(full).rpartition(".")[2]: current(plain[name], full) for name, full in named.items()}
     if isinstance(plain, list):
         return [current(one, of) for one in plain]

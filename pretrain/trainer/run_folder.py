@@ -173,7 +173,8 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Where records of two versions differ: a key that only one of them has counts as its default."""
-    return differences(completed(old), json.loads(json.dumps(completed(new))))
+    whole_old, whole_new = json.loads(json.dumps([completed(old), completed(new)]))  # tuples of defaults become lists
+    return differences(whole_old, whole_new)
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from pretrain.config import renamed
 from pretrain.config.check import mistakes
 from pretrain.config.overrides import composed
 from pretrain.config.signature import completed
-from pretrain.trainer.run_folder import differences
+from pretrain.trainer.run_folder import _changes, differences
 
 RECIPES = {name: composed([f"+experiment={name}", "trainer=cpu"]) for name in ("mae_digits", "dino_vits16")}
 
@@ -113,3 +113,17 @@ def test_a_key_that_one_side_alone_has_counts_as_its_default() -> None:
     assert differences(completed(silent), completed(plain)) == []
     assert differences(completed(plain), completed(silent)) == []
     assert differences(completed(silent), completed(other)) == ["encoder.drop_path: 0.0 there, 0.1 here"]
+
+
+def test_a_default_that_is_a_tuple_is_no_difference_from_itself() -> None:
+    silent = {"view": {"_target_": "pretrain.view.spec.ViewSpec", "size": 32}}
+    spelt = {"view": silent["view"] | {"ratio": [3 / 4, 4 / 3]}}
+    assert _changes(silent, silent) == _changes(silent, spelt) == _changes(spelt, silent) == []
+
+
+def test_an_argument_of_another_packages_class_keeps_its_name() -> None:
+    view = {"_target_": "pretrain.view.spec.ViewSpec", "crop_ratio": 1.0}
+    own = {"objective": {"_target_": "mine.Own", "teacher_momentum": 0.5, "view": view}}
+    read = renamed.current(own)["objective"]
+    assert read["teacher_momentum"] == 0.5
+    assert read["view"]["crop_pct"] == 1.0
