@@ -154,7 +154,8 @@ def _trainer(
     save: Save,
 ) -> Trainer:
     """Lightning's, with all that it would do by itself turned off."""
-    callbacks = (instantiate(node)(context) for node in cfg.callbacks.values() if node)
+    made = [instantiate(node) for node in cfg.callbacks.values() if node]
+    callbacks = [one(context) if isinstance(one, partial) else one for one in made]  # Lightning's own know no context
     trainer = Trainer(
         **trainer_arguments(hardware, objective),
         callbacks=adapted([stop, *callbacks, save], context.state),

@@ -145,7 +145,7 @@ def load(
     _refuse(f"checkpoint={path}", check_nodes({"encoder": card.encoder, "view": view}, allow_targets))
     encoder, card, _ = after_pretraining(instantiate(card.encoder), card)
     if network == "trained":
-        encoder.load_state_dict(state)
+        _put(encoder, state, f"checkpoint={path}")
     return Frozen(encoder.eval(), ViewSpec(**card.view), card.pool, card)  # type: ignore[arg-type]
 
 
@@ -162,9 +162,12 @@ def _from_run(path: Path, network: Features, trust_checkpoint: bool, allow_targe
             raise UserError(f"checkpoint={path}: the run has no complete checkpoint yet")
         refuse_untrusted(newest, trust_checkpoint, above=(path, newest.parent))
         stored = checkpoint.load(newest, only=("objective", "step"))
-        objective.load_state_dict(stored["objective"])
+        _put(objective, stored["objective"], f"checkpoint={path}")
         step = stored["step"]
-    run_id = json.loads((path / "run.json").read_text(encoding="utf-8"))["run_id"]
+    try:
+        run_id = str(json.loads((path / "run.json").read_text(encoding="utf-8"))["run_id"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"checkpoint={path}: its run.json is not what a run wrote") from None
     view = replace(objective.views[0], count=1, colors=None)  # evaluation looks at each sample once, in its own colours
     whole = Card(
         "", run_id, step, plain["encoder"], asdict(view), objective.pool, part="objective", objective=plain["objective"]
@@ -207,6 +210,14 @@ def after_pretraining(encoder: Encoder, card: Card) -> tuple[Encoder, Card, list
     """
     built, left = as_exported(encoder, card.encoder)
     return built, replace(card, part="encoder", encoder=card.encoder | encoder.after_pretraining), left
+
+
+def _put(module: torch.nn.Module, state: dict[str, torch.Tensor], asked: str) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as failure:
+        first = str(failure).splitlines()[1].strip()
+        raise UserError(f"{asked}: its weights do not fit its description: {first[:200]}") from None
 
 
 def _refuse(asked: str, mistakes: list[str]) -> None:

@@ -7,6 +7,7 @@ OmegaConf, Lightning or wandb.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -167,8 +168,8 @@ class Pretrained:
 
     def _batches(self, images: Given | Iterable[Given], size: int) -> Iterator[Tensor]:
         """Normalised images [B, C, H, W] on the device."""
-        if size < 1:
-            raise UserError(f"batch_size={size}: must be at least 1")
+        if not isinstance(size, int) or not 1 <= size <= sys.maxsize:
+            raise UserError(f"batch_size={size}: must be a whole number, at least 1")
         if isinstance(images, Tensor) and images.is_floating_point():
             self._refuse_shape(images)
             yield from (part.to(self.device, self._dtype) for part in images.detach().split(size))

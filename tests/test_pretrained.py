@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,8 @@ def test_what_cannot_be_taken_is_named(encoder: Pretrained, job: Job, paths: lis
         ("nowhere.png", "`nowhere.png` cannot be read: No such file"),
         (job.tmp, "cannot be read: .*; give the files in it"),
         ([], "there are none"),
+        (Image.new("RGB", (0, 0)), "image 0, 0×0 of mode RGB: it has no pixels"),
+        ("a\0b.png", "cannot be read: embedded null byte"),
         (np.zeros((3, 8, 8)), "type ndarray is not taken: give a path, an image of Pillow, or a tensor"),
         ([picture(1), np.zeros((8, 8, 3))], "image 1: type ndarray is not taken"),
         (3, "type int is not taken"),
@@ -229,8 +232,9 @@ def test_what_cannot_be_taken_is_named(encoder: Pretrained, job: Job, paths: lis
         encoder.features(opened)
     with pytest.raises(UserError, match="pool=max: must be one of cls, mean"):
         encoder.features(paths, pool="max")
-    with pytest.raises(UserError, match="batch_size=0: must be at least 1"):
-        encoder.features(paths, batch_size=0)
+    for size in (0, "3", 2.5, None, 10**30):
+        with pytest.raises(UserError, match=rf"batch_size={size}: must be a whole number, at least 1"):
+            encoder.features(paths, batch_size=size)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there are no blocks"):
         encoder.feature_maps(paths, blocks=[9])
     with pytest.raises(UserError, match="network=pixels: must be one of trained, student, random"):
@@ -239,6 +243,26 @@ def test_what_cannot_be_taken_is_named(encoder: Pretrained, job: Job, paths: lis
         pretrain.load("nowhere")
     with pytest.raises(UserError, match="neither a run's folder nor an export"):
         pretrain.load(job.shards)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("config.yaml", "depth: 2", "depth: 3", "its weights do not fit its description: Missing key"),
+        ("config.yaml", "name: ", "odd: &a [*a]\nname: ", "alias"),
+        ("config.yaml", "name: ", f"odd: {'[' * 5000}\nname: ", "cannot be read"),
+        ("run.json", '"run_id"', '"id"', "run.json is not what a run wrote"),
+        ("run.json", "{", "", "run.json is not what a run wrote"),
+    ],
+)
+def test_a_damaged_run_is_refused(job: Job, tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
+    shutil.copytree(job.out, tmp_path / "run")
+    file = tmp_path / "run" / name
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        pretrain.load(tmp_path / "run")
 
 
 def test_no_more_files_are_held_than_a_batch_or_two(

@@ -16,7 +16,15 @@ _FORM = re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's loader of plain data, which runs nothing, with the floats and the dates (texts) of OmegaConf."""
+    """PyYAML's loader of plain data, which runs nothing, with the floats and the dates (texts) of OmegaConf.
+
+    OmegaConf writes no aliases: by them a short file could be without end, or as large as no memory is.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias, `*`")
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -34,7 +42,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as failure:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as failure:
         raise UserError(f"`{path}` cannot be read: {str(failure).splitlines()[0]}; a run wrote it as yaml") from None
     if not isinstance(content, dict):
         raise UserError(f"`{path}` holds no keys with values, so that no run wrote it")

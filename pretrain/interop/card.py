@@ -107,7 +107,8 @@ def read(folder: Path) -> Card | None:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         card = Card(**{name: renamed.current(one, name) for name, one in said.items()})
-        if card.format not in FORMATS or card.part not in PARTS:
+        known = card.format in FORMATS and card.part in PARTS and card.pool in ("cls", "mean")
+        if not known or type(card.step) is not int:
             raise ValueError
         if card.format != "onnx":
             refuse_family(card, FAMILIES, card.format)

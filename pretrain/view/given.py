@@ -73,6 +73,8 @@ def _begun(pool: ThreadPoolExecutor, one: Given, name: str, spec: ViewSpec) -> F
         return pool.submit(_cut, _of_tensor(one, name, spec), spec)
     if not isinstance(one, Image.Image):
         raise UserError(f"{name}: type {type(one).__name__} is not taken: give {_KINDS}")
+    if not (one.width and one.height):
+        raise UserError(f"{name}, {_shown(one)}: it has no pixels")
     try:
         pixels = colors_of(one) if spec.pixels == "rgb" else array_of(one, spec.channels, np.dtype(spec.pixels))
     except DecodeError as failure:
@@ -86,7 +88,10 @@ def _together(group: list[Future[Tensor]]) -> Tensor:
 
 def _of_file(path: Path, spec: ViewSpec) -> Tensor:
     try:
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except ValueError as failure:  # a zero byte in the name
+            raise UserError(f"{str(path)!r} cannot be read: {failure}") from None
         if spec.pixels != "rgb":
             return _cut(decode_array(data, spec.channels, np.dtype(spec.pixels)), spec)
         pixels, (box,) = decode_for(data, lambda height, width: [crop.central_box(height, width, spec)])

@@ -88,6 +88,12 @@ def test_all_are_told_in_their_order_and_a_step_is_not_a_micro_batch(job: Job) -
     assert told == SAID
 
 
+def test_callbacks_of_lightning_need_no_context(job: Job) -> None:
+    job.run(
+        "max_steps=2", "+callbacks.timer._target_=lightning.pytorch.callbacks.Timer", "+callbacks.timer.interval=step"
+    )
+
+
 def test_a_run_that_fails_is_closed_and_has_no_end(job: Job) -> None:
     with pytest.raises(ZeroDivisionError, match="planted"):
         job.run("allow_targets=[tests.trainer]", *node("Ours", "a", fails="true"))
