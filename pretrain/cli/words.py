@@ -15,6 +15,7 @@ from pretrain.launch import leave
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_SHOW_CONFIGURATION = ("--cfg", "-c", "--info", "-i")
 _ONLY_SHOW = ("--cfg", "-c", "--hydra-help", "--version", "--info", "-i")
 
 
@@ -45,6 +46,9 @@ def mistakes(words: Sequence[str]) -> list[str]:
         lines = _too_many_ranks() if sweep else []
         jobs = [] if lines else overrides.jobs(plain) if sweep else [plain]
         lines += [line for job in jobs for line in _mistakes_of_job(job)]
+    elif not lines and not flags.isdisjoint(_SHOW_CONFIGURATION):
+        typed = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
+        lines = overrides.understood(typed)[1]
     return list(dict.fromkeys(map(secret.typed, lines)))
 
 

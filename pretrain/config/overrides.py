@@ -94,7 +94,8 @@ def understood(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
             parsed.append(parser.parse_override(word))
         except HydraException:
             lines.append(f"`{word}` is not understood: write key=value, and put a value with special signs in quotes")
-    old = renamed.mistakes([(override.key_or_group, _plain_value(override)) for override in parsed])
+    named = [override for override in parsed if not _adds_argument(override)]
+    old = renamed.mistakes([(override.key_or_group, _plain_value(override)) for override in named])
     lines += old.values()
     parsed = [override for override in parsed if override.key_or_group not in old]
     keys = [override.key_or_group for override in parsed if not override.key_or_group.startswith("hydra.")]
@@ -116,6 +117,13 @@ def understood(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
             except _REFUSALS as failure:
                 lines.append(_explain(override, options, accepted, failure))
     return accepted, lines
+
+
+def _adds_argument(override: Override) -> bool:
+    """Whether it gives a class an argument that no yaml has: a class of another package may call it so. Of ours, the
+    check of its node says what it is called."""
+    top, dot, _ = override.key_or_group.partition(".")
+    return bool(dot) and override.is_add() and renamed.key(top) == top
 
 
 def _plain_value(override: Override) -> Any:

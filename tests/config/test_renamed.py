@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from pretrain.cli import words
 from pretrain.config import renamed
 from pretrain.config.check import mistakes
-from pretrain.config.overrides import composed
+from pretrain.config.overrides import composed, understood
 from pretrain.config.signature import completed
 from pretrain.trainer.run_folder import _changes, differences
 
@@ -127,3 +128,19 @@ def test_an_argument_of_another_packages_class_keeps_its_name() -> None:
     read = renamed.current(own)["objective"]
     assert read["teacher_momentum"] == 0.5
     assert read["view"]["crop_pct"] == 1.0
+
+
+def test_another_packages_argument_of_an_old_name_is_left_to_the_check_of_its_node() -> None:
+    given = ["+experiment=mae_digits", "+objective.teacher_momentum=0.5"]
+    assert understood(given) == (given, [])
+    lines = [line for line in mistakes(given) if "teacher_momentum" in line]
+    assert lines == [
+        "objective.teacher_momentum=0.5: there is no such key; it is called objective.momentum_teacher now"
+    ]
+    assert understood(["+callback.x=1"])[1] == ["callback.x=1: it is called callbacks.x=1 now"]
+
+
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["-c", "job", "--resolve"]])
+def test_an_old_name_is_refused_where_the_configuration_is_shown(flags: list[str]) -> None:
+    assert words.mistakes(["+experiment=mae_digits", "nodes=2", *flags]) == ["nodes=2: it is called num_nodes=2 now"]
+    assert words.mistakes(["+experiment=mae_digits", "~data.val", *flags]) == []
