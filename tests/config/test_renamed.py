@@ -143,4 +143,4 @@ def test_another_packages_argument_of_an_old_name_is_left_to_the_check_of_its_no
 @pytest.mark.parametrize("flags", [["--cfg", "job"], ["-c", "job", "--resolve"]])
 def test_an_old_name_is_refused_where_the_configuration_is_shown(flags: list[str]) -> None:
     assert words.mistakes(["+experiment=mae_digits", "nodes=2", *flags]) == ["nodes=2: it is called num_nodes=2 now"]
-    assert words.mistakes(["+experiment=mae_digits", "~data.val", *flags]) == []
+    assert words.mistakes(["+experiment=mae_digits", "~objective.pixel_order", *flags]) == []
