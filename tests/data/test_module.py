@@ -152,6 +152,33 @@ def test_a_reader_ends_with_its_trainer(tmp_path: Path, how: str) -> None:
         time.sleep(0.1)
 
 
+def test_a_reader_ends_whose_trainer_is_killed_while_it_starts(tmp_path: Path) -> None:
+    write_shards(tmp_path / "d", [10, 7, 1])
+    script = """
+        import os, signal, sys
+        from pretrain.data.module import ShardData
+        from pretrain.data.stream.loader import Loader
+        from pretrain.view.spec import ViewSpec
+
+        def killed(batches, readers):  # the reader imports torch just then
+            print(readers[0].pid, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Loader._next = staticmethod(killed)
+        next(iter(ShardData(sys.argv[1], num_workers=2, index_dir=sys.argv[2]).batches(0, 0, 4, [ViewSpec(8)])))
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "d"), str(tmp_path / "i")]
+    with subprocess.Popen(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        reader = int(process.stdout.readline())
+    deadline = time.monotonic() + 60
+    while _lives(reader):
+        if time.monotonic() > deadline:
+            os.kill(reader, signal.SIGKILL)
+            pytest.fail("the reader lives on")
+        time.sleep(0.1)
+
+
 def _lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"

@@ -9,7 +9,9 @@ import atexit
 import ctypes
 import multiprocessing
 import multiprocessing.process
+import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -109,6 +111,7 @@ class Loader:
             prefetch_factor=self.prefetch,
             pin_memory=pin,
             multiprocessing_context=multiprocessing.get_context("spawn"),
+            worker_init_fn=_end_with_trainer,
         )
 
 
@@ -143,6 +146,19 @@ def death_of_reader(failure: RuntimeError, readers: Sequence[multiprocessing.pro
         f"the reader process died ({(codes or [said[0].strip()])[0]}). If the machine ran out of memory, lower "
         "data.shuffle.window, data.shuffle.streams or data.prefetch; else start again by the same command"
     )
+
+
+def _end_with_trainer(_: int) -> None:
+    """Lets a reader end when its trainer is gone. torch looks whether a reader has another parent than at its start,
+    and so never ends one whose trainer was killed while that start was under way, which takes seconds."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+
+    def watch() -> None:
+        trainer.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _use_one_heap() -> None:
